@@ -1,0 +1,45 @@
+"""Class-conditional DDPM on Fashion-MNIST, through TFDS, for two CPU cores.
+
+Command: python main.py --config=configs/ddpm_fashion_mnist.py
+"""
+
+from gen_jax.config import default, vary
+
+
+def get_config(variant: str = ''):
+    """The config, or its variant `tiny` on the embedded digits."""
+    config = default('diffusion.gaussian')
+    config.steps = 6000
+    config.batch_size = 64
+    config.sample_every = 1000
+    config.checkpoint_every = 500
+    config.data.source = 'tfds:fashion_mnist'
+    config.data.image_size = 28
+    config.data.num_classes = 10
+    config.model.channels = 24
+    config.model.multipliers = (1, 2, 3)
+    config.model.attention = (7,)
+    config.model.dropout = 0.0
+    config.diffusion.label_dropout = 0.1
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = 200
+    config.optimizer.decay_steps = 6000
+    config.ema_decay = 0.999
+    config.sample.knobs.guidance = 2.0
+    return vary(
+        config,
+        variant,
+        tiny={
+            'steps': 4,
+            'batch_size': 8,
+            'log_every': 2,
+            'sample_every': 4,
+            'checkpoint_every': 2,
+            'data.source': 'digits',
+            'model.channels': 8,
+            'sampler.steps': 2,
+            'sample.n': 8,
+            'sample.batch_size': 4,
+            'sample.grid': 8,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Models that encode images into latents and decode them again."""

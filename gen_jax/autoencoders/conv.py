@@ -1,0 +1,71 @@
+"""The convolutional encoder and decoder of the autoencoders."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Encoder(nn.Module):
+    """Images to vectors: a halving convolution per multiplier, then a hidden layer.
+
+    Attributes:
+      channels: width of a stage whose multiplier is 1.
+      multipliers: one per stage; n stages divide height and width by 2**n.
+      hidden: width of the fully connected layer.
+      features: length of the vector that comes out.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: int
+    multipliers: tuple[int, ...]
+    hidden: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Images [b, h, w, c] -> float32 [b, features]; h and w divide by 2**stages."""
+        for i, multiplier in enumerate(self.multipliers):
+            width = self.channels * multiplier
+            x = nn.Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f'conv_{i}')(x)
+            x = nn.relu(x)  # [b, h / 2**(i+1), w / 2**(i+1), width]
+        x = x.reshape(len(x), -1)  # [b, h * w * c]
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(x))
+        # The last layer is float32: its output is the exponent of a variance.
+        return nn.Dense(self.features, name='out')(x.astype(jnp.float32))  # [b, features]
+
+
+class Decoder(nn.Module):
+    """Vectors to images: the encoder's mirror.
+
+    A stage doubles its input by repeating pixels before it convolves: unlike a strided transposed
+    convolution it touches every pixel equally often, so it draws no checkerboard.
+
+    Attributes:
+      channels, multipliers, hidden, dtype: those of the encoder.
+      image_size: height and width of the images.
+      features: their channels.
+    """
+
+    channels: int
+    multipliers: tuple[int, ...]
+    hidden: int
+    image_size: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z):
+        """Vectors [b, d] -> unbounded float32 [b, image_size, image_size, features]."""
+        side = self.image_size // 2 ** len(self.multipliers)
+        width = self.channels * self.multipliers[-1]
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(z))
+        x = nn.relu(nn.Dense(side * side * width, dtype=self.dtype, name='in')(x))
+        x = x.reshape(-1, side, side, width)  # [b, side, side, width]
+        for i in reversed(range(len(self.multipliers))):
+            x = x.repeat(2, axis=1).repeat(2, axis=2)  # [b, 2 * h, 2 * w, c]
+            width = self.channels * self.multipliers[i]
+            x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name=f'conv_{i}')(x))
+        x = nn.Conv(self.features, (3, 3), dtype=self.dtype, name='out')(x)
+        return x.astype(jnp.float32)  # [b, image_size, image_size, features]

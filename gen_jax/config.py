@@ -1,0 +1,144 @@
+"""The defaults that every config starts from, and the checks that run before anything compiles.
+
+A config names things and sets numbers; it never computes. Each file of `configs/` calls
+`default(METHOD)`, changes what differs, and offers variants by `vary`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+import ml_collections
+
+from gen_jax.errors import UserError
+from gen_jax.method import Method
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A suggestion such as ", did you mean 'steps'?", or the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f', did you mean {close[0]!r}?' if close else f'; known are: {", ".join(known)}'
+
+
+def method_module(name: str) -> ModuleType:
+    """The module that makes a method: 'diffusion.gaussian' is gen_jax/diffusion/gaussian.py."""
+    try:
+        return importlib.import_module(f'gen_jax.{name}')
+    except ModuleNotFoundError as error:
+        if not f'gen_jax.{name}'.startswith(error.name or '?'):
+            raise
+        raise UserError(
+            f'config.method={name!r} is not a module of gen_jax; '
+            "expected a path such as 'diffusion.gaussian'"
+        ) from None
+
+
+def create(config: ml_collections.ConfigDict) -> Method:
+    """The method that a config names, after every check that needs no data and no device."""
+    validate(config)
+    return method_module(config.method).create(config)
+
+
+def default(method: str) -> ml_collections.ConfigDict:
+    """Every field with its default: the house's own, then the method's `defaults()` on top.
+
+    The result is locked and typed: setting a field that does not exist, or one of another type,
+    is an error where it happens.
+    """
+    config = ml_collections.ConfigDict({
+        'method': method,
+        'seed': 0,
+        'steps': 1000,  # optimiser steps in all
+        'batch_size': 64,  # images per step, over all devices and processes
+        'log_every': 100,  # steps between lines of metrics
+        'sample_every': 500,  # steps between sample grids; 0: never
+        'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
+        'keep': 3,  # checkpoints kept, the newest ones
+        'init_from': '',  # a diffusers DDPM folder whose weights a new run starts from
+        'data': {
+            'source': 'digits',  # digits, shapes, tfds:NAME, folder:PATH
+            'split': 'train',  # what training reads
+            'eval_split': 'test',  # what --mode=evaluate reads
+            'image_size': 8,  # pixels; images are square
+            'channels': 1,
+            'num_classes': 0,  # labels are 0 .. num_classes-1; 0: labels are not used
+            'fit': 'resize',  # how other sizes become image_size: resize (crop, resize), pad
+            'flip': False,  # mirror half of the training images
+            'tfds_dir': '',  # where TFDS keeps its files; '': its own default
+            'threads': 2,  # reader threads of a process
+            'prefetch': 4,  # batches read ahead
+        },
+        'mesh': {
+            'data': -1,  # copies of the model, each with its share of the batch; -1: the rest
+            'fsdp': 1,  # slices of parameters and optimiser state, batch split over them too
+            'tensor': 1,  # slices of wide layers
+            'rules': (),  # (regex on the parameter's path, axis name or None per dimension)
+        },
+        'sample': {
+            'n': 64,  # images that --mode=sample makes
+            'batch_size': 64,  # at a time; changes nothing but memory and speed
+            'label': -1,  # the class to draw; -1: all in turn
+            'format': 'png',  # png: a file each; npz: one file `samples.npz`
+            'grid': 64,  # images in the grids
+            'knobs': {},  # the sampler's traced numbers, such as eta and guidance
+        },
+    })
+    with config.unlocked():
+        config.update(method_module(method).defaults())
+    return config
+
+
+def vary(config: ml_collections.ConfigDict, variant: str, **variants: dict):
+    """Applies one of a config's variants: `vary(config, 'tiny', tiny={'steps': 4})`.
+
+    Args:
+      config: the config, changed in place; it is the variant '' itself.
+      variant: what stood after the colon in `--config=FILE:VARIANT`.
+      **variants: for each name, {'dotted.field': value}.
+    """
+    if variant and variant not in variants:
+        raise UserError(f'unknown variant {variant!r}{nearest(variant, variants)}')
+    config.update_from_flattened_dict(variants.get(variant, {}))
+    return config
+
+
+def require(ok: bool, field: str, value, expected: str) -> None:
+    """Raises the UserError that a bad config value deserves."""
+    if not ok:
+        raise UserError(f'config.{field}={value!r}: expected {expected}')
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without data or devices; raises UserError."""
+    known = default(config.method)
+    _same_fields(config, known, '')
+    for field in ('steps', 'batch_size', 'log_every', 'checkpoint_every', 'keep'):
+        require(config[field] >= 1, field, config[field], 'a whole number of at least 1')
+    require(config.sample_every >= 0, 'sample_every', config.sample_every, '0 or more')
+    data, sample = config.data, config.sample
+    for field in ('image_size', 'channels', 'threads', 'prefetch'):
+        require(data[field] >= 1, f'data.{field}', data[field], 'a whole number of at least 1')
+    require(data.num_classes >= 0, 'data.num_classes', data.num_classes, '0 or more')
+    require(data.fit in ('resize', 'pad'), 'data.fit', data.fit, "'resize' or 'pad'")
+    for field in ('n', 'batch_size', 'grid'):
+        require(sample[field] >= 1, f'sample.{field}', sample[field], 'a whole number >= 1')
+    require(sample.format in ('png', 'npz'), 'sample.format', sample.format, "'png' or 'npz'")
+    require(
+        sample.label == -1 or 0 <= sample.label < data.num_classes,
+        'sample.label',
+        sample.label,
+        f'-1 (all in turn) or a class below data.num_classes={data.num_classes}',
+    )
+    for axis in ('data', 'fsdp', 'tensor'):
+        size = config.mesh[axis]
+        require(size >= 1 or (axis, size) == ('data', -1), f'mesh.{axis}', size, 'at least 1')
+
+
+def _same_fields(config, known, prefix: str) -> None:
+    for name in config:
+        if name not in known:
+            raise UserError(f'unknown field config.{prefix}{name}{nearest(name, known)}')
+        if isinstance(known[name], ml_collections.ConfigDict):
+            _same_fields(config[name], known[name], f'{prefix}{name}.')

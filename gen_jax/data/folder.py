@@ -1,0 +1,127 @@
+"""Images in folders."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from gen_jax.config import nearest
+from gen_jax.data import fitting
+from gen_jax.errors import UserError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+# Decoding this many images takes seconds at most; more of them wait for training to find the fault.
+FULLY_CHECKED = 2000
+
+
+class Folder:
+    """The images of a folder, in the order of their sorted paths.
+
+    PATH/CLASS/*.png makes a class of each folder, numbered in sorted order; PATH/*.png is
+    unlabelled. Where both PATH/train and PATH/test exist, each split is the folder of its name
+    (of either layout), and the classes are those of PATH/train. Elsewhere all of it is 'train'.
+    Names that start with a dot are skipped. `fitting` says how colours and sizes are brought in
+    line.
+
+    Example i has image, uint8 [size, size, channels], and label, int (0 where unlabelled).
+
+    Attributes:
+      num_classes: the number of class folders; 0 where unlabelled.
+    """
+
+    def __init__(self, path: str, split: str, image_size: int, channels: int, fit: str):
+        """Lists the folder, and reads every image's header; decodes all of up to 2,000 images.
+
+        Raises:
+          UserError: the path, split or class does not exist or is empty, or a file is broken.
+        """
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise UserError(
+                f'folder:{path} is not a folder: point config.data.source at one with '
+                'CLASS/*.png or *.png in it'
+            )
+        folder, classes = _split_folder(root, split), _classes(root)
+        self.num_classes = len(classes)
+        self._items = _labelled(folder, classes) if classes else [(p, 0) for p in _images(folder)]
+        self._size, self._channels, self._fit = image_size, channels, fit
+        check_images([path for path, _ in self._items])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, i: int) -> dict:
+        path, label = self._items[i]
+        image = fitting.decode(path, path, self._channels)
+        return {'image': fitting.fit_image(image, self._size, self._fit), 'label': label}
+
+
+def check_images(paths: list[str]) -> None:
+    """Reads every file's header, and decodes up to 2,000 files, all if there are no more.
+
+    A truncated file among more than 2,000 is thus found when it is read, and named then.
+
+    Raises:
+      UserError: names the first broken file.
+    """
+    for path in paths:
+        try:
+            Image.open(path).close()
+        except Exception as error:  # see fitting.decode
+            raise UserError(
+                f'{path} is not an image Pillow can read: replace or delete it'
+            ) from error
+    if len(paths) <= FULLY_CHECKED:
+        for path in paths:
+            fitting.decode(path, path, 1)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if (root / 'train').is_dir() and (root / 'test').is_dir():
+        splits = {p.name for p in _folders(root)}
+        if split not in splits:
+            raise UserError(f'folder:{root} has no split {split!r}{nearest(split, splits)}')
+        return root / split
+    if split != 'train':
+        raise UserError(
+            f'folder:{root} has no split {split!r}, only train: '
+            f"make {root}/train and {root}/test, or set config.data.eval_split='train'"
+        )
+    return root
+
+
+def _classes(root: Path) -> list[str]:
+    """Class names in label order; those of `train` hold for all splits, lest numbers shift."""
+    return [p.name for p in _folders(_split_folder(root, 'train'))]
+
+
+def _labelled(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
+    stray = [p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES]
+    if stray:
+        raise UserError(
+            f'{folder} holds both class folders and images ({stray[0]}): '
+            'move the images into class folders, or all of them into one folder'
+        )
+    found = [p.name for p in _folders(folder)]
+    for name in found:
+        if name not in classes:
+            raise UserError(
+                f'{folder / name} is a class that the train split lacks{nearest(name, classes)}'
+            )
+    if not found:
+        raise UserError(f'{folder} has no class folders; expected some of: {", ".join(classes)}')
+    return [(path, classes.index(name)) for name in found for path in _images(folder / name)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
+
+
+def _images(folder: Path) -> list[str]:
+    found = sorted(
+        str(p)
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith('.')
+    )
+    if not found:
+        raise UserError(f'{folder} has no images; expected files ending in {", ".join(SUFFIXES)}')
+    return found

@@ -1,0 +1,128 @@
+"""Where images come from: random-access sources of uint8 images.
+
+A source is anything with
+  __len__: the number of examples;
+  __getitem__(i): example i, a dict of `image` uint8 [h, w, c], `label` int, and what else it has;
+  num_classes: labels are 0 .. num_classes-1; 0 where it has none.
+It may have `__getitems__(indices) -> [example, ...]` where reading together is quicker. Examples
+depend on i alone; sources can be pickled, and read by many threads at once.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from gen_jax.config import nearest
+from gen_jax.data import fitting
+from gen_jax.data.folder import Folder
+from gen_jax.data.shapes import Shapes
+from gen_jax.errors import UserError
+
+
+class Source(Protocol):
+    """See the top of the file."""
+
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+
+class Digits:
+    """1,797 handwritten digits of UCI, 8x8 grey, as scikit-learn ships them; no download.
+
+    Values v of 0..16 become (255 * v + 8) // 16, the nearest of 0..255 with halves up. Of each
+    class, in the file's order, every sixth example (5, 11, 17, ...) is in 'test', 296 in all;
+    the other 1,501 are 'train'; 'all' has every example in the file's order.
+
+    Example i has image, uint8 [size, size, 1], and label, int.
+    """
+
+    num_classes = 10
+
+    def __init__(self, split: str, image_size: int, fit: str):
+        # Imported here: scikit-learn takes a second, and no other source needs it.
+        from sklearn.datasets import load_digits
+
+        file = load_digits()
+        rank = np.zeros(len(file.target), int)
+        for label in range(10):
+            where = file.target == label
+            rank[where] = np.arange(where.sum())
+        test = rank % 6 == 5
+        splits = {'train': ~test, 'test': test, 'all': np.ones_like(test)}
+        if split not in splits:
+            raise UserError(f'digits have no split {split!r}{nearest(split, splits)}')
+        values = file.images[splits[split]].astype(int)  # [n, 8, 8]
+        pixels = ((255 * values + 8) // 16).astype(np.uint8)[..., None]
+        self._images = np.stack([fitting.fit_image(image, image_size, fit) for image in pixels])
+        self._labels = file.target[splits[split]]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, i: int) -> dict:
+        return {'image': self._images[i], 'label': int(self._labels[i])}
+
+
+def open_source(data, split: str) -> Source:
+    """The source that `data.source` names, with images as `data` asks for.
+
+    Args:
+      data: `config.data`: `source` is 'digits', 'shapes', 'tfds:NAME' or 'folder:PATH'; images are
+        brought to `image_size` by `fit` (see `fitting.fit_image`), shapes are drawn at that size;
+        `channels` must be what a source has, except folders, which are converted; `num_classes`
+        is 0 or what the source has.
+      split: 'train', 'test', or what the source itself calls its parts.
+
+    Raises:
+      UserError: no such source or split, missing or broken files, or channels or classes other
+        than the source's.
+    """
+    kind, _, name = data.source.partition(':')
+    known = ('digits', 'shapes', 'tfds:NAME', 'folder:PATH')
+    takes_name = {'digits': False, 'shapes': False, 'tfds': True, 'folder': True}
+    if takes_name.get(kind) != bool(name):
+        raise UserError(f'unknown config.data.source={data.source!r}{nearest(data.source, known)}')
+    if kind == 'digits':
+        _check_channels(data, 1)
+        source = Digits(split, data.image_size, data.fit)
+    elif kind == 'shapes':
+        _check_channels(data, 3)
+        source = Shapes(split, data.image_size)
+    elif kind == 'folder':
+        _check_channels(data, None)
+        source = Folder(name, split, data.image_size, data.channels, data.fit)
+    else:
+        # Imported here: only this source needs tensorflow_datasets.
+        from gen_jax.data import tfds_source
+
+        builder = tfds_source.prepared(name, data.tfds_dir)
+        _check_channels(data, tfds_source.channels(builder))
+        source = tfds_source.Tfds(builder, split, data.image_size, data.channels, data.fit)
+    _check_classes(data, source.num_classes)
+    return source
+
+
+def _check_channels(data, channels: int | None) -> None:
+    """`channels`: of all the source's images, or None where they are converted to what is asked."""
+    if channels is None and data.channels not in (1, 3):
+        raise UserError(
+            f'{data.source} cannot give config.data.channels={data.channels}: '
+            'expected 1 (grey) or 3 (colour)'
+        )
+    if channels not in (None, data.channels):
+        raise UserError(
+            f'{data.source} has {channels} channel(s), but config.data.channels={data.channels}: '
+            f'set config.data.channels={channels}'
+        )
+
+
+def _check_classes(data, num_classes: int) -> None:
+    if data.num_classes not in (0, num_classes):
+        has = f'{num_classes} classes' if num_classes else 'no labels'
+        raise UserError(
+            f'{data.source} has {has}, but config.data.num_classes={data.num_classes}: '
+            f'set it to {num_classes}' + (', or to 0 to leave labels unused' if num_classes else '')
+        )

@@ -1,0 +1,42 @@
+"""--mode=inspect: what a config is made of, without running it."""
+
+from pathlib import Path
+
+import jax
+from clu import parameter_overview
+
+from gen_jax.config import create
+from gen_jax.data import pipeline
+from gen_jax.method import Net
+from gen_jax.runtime import workdir
+from gen_jax.runtime.checkpoint import fingerprint
+from gen_jax.runtime.program import Program
+from gen_jax.sample import load
+
+
+def run(config, folder: Path, step: int | None = None) -> None:
+    """Prints each network's parameters with the exact total, FLOPs of a step, the fingerprint."""
+    spec = pipeline.batch_spec(config)
+    program = Program(config, create(config), spec)
+    for name, net in nets(program.state_shape).items():
+        print(f'{name}:')
+        print(parameter_overview.get_parameter_overview(net.params, include_stats=False))
+        print(f'{name}: {count(net.params):,} parameters')
+    lowered = program.train_step.lower(0, program.state_shape, spec)
+    flops = (lowered.cost_analysis() or {}).get('flops', float('nan'))
+    print(f'train_step: {flops:.4g} FLOPs for a batch of {config.batch_size}')
+    workdir.check(config, folder)
+    if (folder / 'checkpoints').exists():
+        step, state = load(program, folder, step)
+        print(f'step {step}, state fingerprint {fingerprint(state)}')
+
+
+def nets(state) -> dict[str, Net]:
+    """The networks of a method's state, by the names of its fields."""
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if isinstance(value, Net)}
+
+
+def count(params) -> int:
+    """How many numbers a pytree of arrays or shapes holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,285 @@
+"""Weights of DDPM U-Nets to and from diffusers' `UNet2DModel`, without torch.
+
+Reads what `save_pretrained` of a pipeline writes (`unet/`, `scheduler/`) and the older flat layout
+of google/ddpm-cifar10-32, whose attention layers still bear their first names.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from gen_jax.diffusion import gaussian
+from gen_jax.diffusion.unet import UNet
+from gen_jax.errors import UserError
+from gen_jax.method import Net, optimizer
+
+WEIGHTS = 'diffusion_pytorch_model.safetensors'
+
+# Fields of UNet2DModel that our U-Net has with one value only: (that value, diffusers' default).
+FIXED = {
+    'center_input_sample': (False, False),
+    'time_embedding_type': ('positional', 'positional'),
+    'time_embedding_dim': (None, None),
+    'freq_shift': (1, 0),
+    'flip_sin_to_cos': (False, True),
+    'mid_block_type': ('UNetMidBlock2D', 'UNetMidBlock2D'),
+    'mid_block_scale_factor': (1, 1),
+    'downsample_padding': (0, 1),
+    'downsample_type': ('conv', 'conv'),
+    'upsample_type': ('conv', 'conv'),
+    'act_fn': ('silu', 'silu'),
+    'attention_head_dim': (None, 8),
+    'attn_norm_num_groups': (None, None),
+    'norm_eps': (1e-6, 1e-5),
+    'resnet_time_scale_shift': ('default', 'default'),
+    'add_attention': (True, True),
+    'class_embed_type': (None, None),
+}
+# Fields that say something about our U-Net, or (the last three) nothing about what it computes.
+READ = (
+    'sample_size',
+    'in_channels',
+    'out_channels',
+    'down_block_types',
+    'up_block_types',
+    'block_out_channels',
+    'layers_per_block',
+    'dropout',
+    'norm_num_groups',
+    'num_class_embeds',
+    'num_train_timesteps',
+    '_class_name',
+    '_diffusers_version',
+    '_name_or_path',
+)
+# (value we can follow, diffusers' default) of the schedulers' fields that change what was trained.
+SCHEDULE = {
+    'beta_schedule': ('linear', 'linear'),
+    'prediction_type': ('epsilon', 'epsilon'),
+    'trained_betas': (None, None),
+    'rescale_betas_zero_snr': (False, False),
+}
+OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'bias': 'bias'}
+
+
+def load_unet(folder: str) -> tuple[UNet, dict]:
+    """The network in a diffusers folder and its parameters.
+
+    Args:
+      folder: holds `config.json` and `diffusion_pytorch_model.safetensors`, or does in `unet/`.
+
+    Returns:
+      The module, and its 'params' as float32 numpy arrays.
+
+    Raises:
+      UserError: where files are missing, or the network is one that `UNet` cannot be, or tensors
+        are missing, superfluous or of another shape.
+    """
+    place = Path(folder, 'unet') if Path(folder, 'unet').is_dir() else Path(folder)
+    fields = _read_json(place / 'config.json')
+    unet = _unet(fields, place / 'config.json')
+    weights = place / WEIGHTS
+    if not weights.is_file():
+        raise UserError(
+            f'{weights} not found; a .bin can be turned into one with diffusers: '
+            'UNet2DModel.from_pretrained(FOLDER).save_pretrained(FOLDER)'
+        )
+    size, channels = fields['sample_size'], fields.get('in_channels', 3)
+    return unet, _from_torch(load_file(weights), _shapes(unet, size, channels), weights)
+
+
+def save_unet(unet: UNet, params: dict, image_size: int, folder: str) -> None:
+    """Writes what diffusers' `UNet2DModel.from_pretrained(folder)` and `load_unet` read.
+
+    Args:
+      unet: the module.
+      params: its 'params'.
+      image_size: pixels, which say which levels have attention.
+      folder: made where missing; its `config.json` and weights are replaced.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    flat = flatten_dict(params)
+    tensors = {torch_name(path): _to_torch(path, np.asarray(x)) for path, x in flat.items()}
+    in_channels = flat['conv_in', 'kernel'].shape[2]
+    fields = json.dumps(_fields(unet, image_size, in_channels), indent=2)
+    # Each file appears whole or not at all.
+    part = Path(folder, 'part')
+    save_file(tensors, part, metadata={'format': 'pt'})
+    os.replace(part, Path(folder, WEIGHTS))
+    part.write_text(fields + '\n')
+    os.replace(part, Path(folder, 'config.json'))
+
+
+def gaussian_state(config, folder: str) -> gaussian.State:
+    """A state of `diffusion.gaussian` whose parameters, and their average, are those of a folder.
+
+    The optimiser starts afresh: sample from it, or go on training.
+
+    Raises:
+      UserError: as `load_unet` does, and where the folder's network or noise schedule is not the
+        one that the config describes.
+    """
+    gaussian.check(config)
+    want = gaussian.build_unet(config)
+    unet, params = load_unet(folder)
+    place = f'config.init_from={folder!r}'
+    for name in ('channels', 'multipliers', 'blocks', 'attention', 'groups', 'num_classes'):
+        theirs, ours = getattr(unet, name), getattr(want, name)
+        if theirs != ours:
+            raise UserError(f'{place}: its network has {name}={theirs}, the config makes {ours}')
+    channels = params['conv_in']['kernel'].shape[2], unet.out_channels
+    if channels != (config.data.channels,) * 2:
+        raise UserError(
+            f'{place}: its images have {channels[0]} channels and its output {channels[1]}, '
+            f'expected config.data.channels={config.data.channels} for both'
+        )
+    _check_schedule(config.diffusion, folder)
+    params = jax.tree.map(jnp.asarray, params)
+    return gaussian.State(Net.create({'params': params}, optimizer(config.optimizer), ema=True))
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """('down_0_resnet_1', 'conv1', 'kernel') -> 'down_blocks.0.resnets.1.conv1.weight'."""
+    *modules, leaf = path
+    name = '.'.join(modules)
+    name = re.sub(r'^mid_([a-z]+)_(\d+)', r'mid_block.\1s.\2', name)
+    name = re.sub(r'^(down|up)_(\d+)_([a-z]+)_(\d+)', r'\1_blocks.\2.\3s.\4', name)
+    name = re.sub(r'to_out$', 'to_out.0', name)
+    return f'{name}.{LEAVES[leaf]}'
+
+
+def _to_torch(path: tuple[str, ...], x: np.ndarray) -> np.ndarray:
+    """A parameter as torch lays it out: outputs first, then inputs, then height and width."""
+    if path[-1] == 'kernel':
+        x = np.moveaxis(x, (-1, -2), (0, 1))  # [..., in, out] -> [out, in, ...]
+    if 'conv_shortcut' in path and x.ndim == 2:
+        x = x[:, :, None, None]  # [out, in] -> [out, in, 1, 1]
+    return np.ascontiguousarray(x, np.float32)
+
+
+def _from_torch(tensors: dict, shapes: dict, place: Path) -> dict:
+    tensors = {_new_name(name): tensor for name, tensor in tensors.items()}
+    paths = {torch_name(path): path for path in shapes}
+    for what, names in (
+        ('lacks', sorted(paths.keys() - tensors.keys())),
+        ('has, beyond what config.json describes,', sorted(tensors.keys() - paths.keys())),
+    ):
+        if names:
+            raise UserError(f'{place} {what} {len(names)} tensors: {", ".join(names[:3])}')
+    params = {}
+    for name, path in paths.items():
+        x, shape = tensors[name], shapes[path].shape
+        if path[-1] == 'kernel':
+            x = x.reshape(x.shape[:2]) if len(shape) == 2 and x.shape[2:] == (1, 1) else x
+            x = np.moveaxis(x, (0, 1), (-1, -2))  # [out, in, ...] -> [..., in, out]
+        if x.shape != shape:
+            raise UserError(f'{place}: {name} becomes {x.shape}, config.json describes {shape}')
+        params[path] = x.astype(np.float32)
+    return unflatten_dict(params)
+
+
+def _new_name(name: str) -> str:
+    """Attention layers were renamed in diffusers 0.15; published files keep the first names."""
+    *modules, layer, leaf = name.split('.')
+    return '.'.join([*modules, OLD_NAMES.get(layer, layer), leaf])
+
+
+def _shapes(unet: UNet, size: int, channels: int) -> dict:
+    """{path: shape and dtype} of the parameters; nothing is computed."""
+    x, t, label = jnp.zeros((1, size, size, channels)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    return flatten_dict(jax.eval_shape(unet.init, jax.random.key(0), x, t, label)['params'])
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f'{path} not found: expected a folder as diffusers saves it')
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is not JSON: {error}') from None
+
+
+def _unet(fields: dict, place: Path) -> UNet:
+    """The module that a UNet2DModel's config describes; UserError where there is none."""
+    unknown = [name for name in fields if name not in FIXED and name not in READ]
+    if unknown:
+        raise UserError(f'{place}: field {unknown[0]!r} is not one that gen_jax can follow')
+    for name, (value, default) in FIXED.items():
+        theirs = fields.get(name, default)
+        if theirs != value:
+            raise UserError(f'{place}: {name}={theirs!r} is not supported, expected {value!r}')
+    if not isinstance(fields.get('sample_size'), int):
+        raise UserError(f'{place}: sample_size={fields.get("sample_size")!r}, expected pixels')
+    downs, widths = fields['down_block_types'], fields['block_out_channels']
+    has = [name == 'AttnDownBlock2D' for name in downs]
+    if _block_types(has) != (downs, fields['up_block_types']):
+        raise UserError(
+            f'{place}: blocks {downs} and {fields["up_block_types"]} are not supported, expected '
+            'DownBlock2D or AttnDownBlock2D, and the same on the way up in the opposite order'
+        )
+    if any(width % widths[0] for width in widths):
+        raise UserError(f'{place}: block_out_channels={widths} are no multiples of the first')
+    return UNet(
+        channels=widths[0],
+        multipliers=tuple(width // widths[0] for width in widths),
+        blocks=fields.get('layers_per_block', 2),
+        attention=tuple(fields['sample_size'] // 2**i for i, yes in enumerate(has) if yes),
+        dropout=fields.get('dropout', 0.0),
+        groups=fields.get('norm_num_groups', 32),
+        num_classes=fields.get('num_class_embeds') or 0,
+        out_channels=fields.get('out_channels', 3),
+    )
+
+
+def _fields(unet: UNet, image_size: int, in_channels: int) -> dict:
+    """The inverse of `_unet`."""
+    sizes = [image_size // 2**i for i in range(len(unet.multipliers))]
+    downs, ups = _block_types([size in unet.attention for size in sizes])
+    return {
+        '_class_name': 'UNet2DModel',
+        'sample_size': image_size,
+        'in_channels': in_channels,
+        'out_channels': unet.out_channels,
+        'down_block_types': downs,
+        'up_block_types': ups,
+        'block_out_channels': [unet.channels * multiplier for multiplier in unet.multipliers],
+        'layers_per_block': unet.blocks,
+        'dropout': unet.dropout,
+        'norm_num_groups': unet.groups,
+        'num_class_embeds': unet.num_classes or None,
+        **{name: value for name, (value, _) in FIXED.items()},
+    }
+
+
+def _block_types(attention: list[bool]) -> tuple[list[str], list[str]]:
+    """Names of the blocks on the way down and up, from whether each level has attention."""
+    downs = ['AttnDownBlock2D' if yes else 'DownBlock2D' for yes in attention]
+    ups = ['AttnUpBlock2D' if yes else 'UpBlock2D' for yes in reversed(attention)]
+    return downs, ups
+
+
+def _check_schedule(diffusion, folder: str) -> None:
+    """Where the folder tells how its network was trained, the config must say the same."""
+    nested, flat = Path(folder, 'scheduler'), Path(folder)
+    place = (nested if nested.is_dir() else flat) / 'scheduler_config.json'
+    if not place.is_file():
+        return
+    fields = _read_json(place)
+    ours = {
+        'num_train_timesteps': (diffusion.timesteps, 1000),
+        'beta_start': (diffusion.beta_min, 1e-4),
+        'beta_end': (diffusion.beta_max, 0.02),
+        **SCHEDULE,
+    }
+    for name, (value, default) in ours.items():
+        theirs = fields.get(name, default)
+        if theirs != value:
+            raise UserError(f'{place}: {name}={theirs!r}, but config.diffusion makes {value!r}')

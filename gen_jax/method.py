@@ -1,0 +1,139 @@
+"""The contract: what a generative model is to the rest of the house.
+
+A method is a handful of pure functions over one state pytree. It knows maths and nothing else: no
+device, no disk, no clock, no global, no flag. Everything that runs it (training, sampling,
+evaluation) is written once, against this file.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from gen_jax.errors import UserError
+
+
+class Method(NamedTuple):
+    """One generative model as pure functions over one state pytree.
+
+    A `batch` is a dict: `image` float32 [b, h, w, c] in [-1, 1], `label` int32 [b], and whatever
+    else the task adds. A `condition` is a dict with leading axis n: the same names, and the
+    sampler's numbers (`guidance`, `eta`, `temperature`, ... float32 [n]), which are traced, so
+    that changing them never recompiles. A field that is None is a thing this method cannot do.
+
+    Attributes:
+      init: (key, batch) -> state. Only the batch's shapes and dtypes may matter.
+      train_step: (key, state, batch) -> (state, {name: scalar}).
+      sample_step: (keys[n], state, condition) -> images [n, h, w, c] in [-1, 1]. Sample i depends
+        on keys[i] and condition[i] only, never on n.
+      evaluate_step: (keys[b], state, batch) -> {name: [b]}, one number per example.
+      encode: (state, batch) -> latents [b, ...], deterministic.
+      decode: (state, latents, condition) -> images [b, h, w, c] in [-1, 1], deterministic.
+      denoise: (state, x_t, t, condition) -> estimate of the clean image, shaped like x_t.
+    """
+
+    init: Callable
+    train_step: Callable
+    sample_step: Callable | None = None
+    evaluate_step: Callable | None = None
+    encode: Callable | None = None
+    decode: Callable | None = None
+    denoise: Callable | None = None
+
+
+class Net(struct.PyTreeNode):
+    """One trained network. A GAN's state holds two.
+
+    Attributes:
+      params: the trained parameters, float32.
+      ema: their exponential moving average, or None where the method keeps none.
+      opt_state: the optimiser's state.
+      extra: mutable collections such as batch statistics; {} where there are none.
+    """
+
+    params: Any
+    ema: Any
+    opt_state: Any
+    extra: Any
+
+    @classmethod
+    def create(cls, variables: dict, tx: optax.GradientTransformation, ema: bool) -> 'Net':
+        """A fresh net from `module.init`'s variables: EMA starts as the parameters themselves."""
+        extra = {name: value for name, value in variables.items() if name != 'params'}
+        params = variables['params']
+        return cls(params, jax.tree.map(jnp.copy, params) if ema else None, tx.init(params), extra)
+
+    def variables(self, ema: bool = False) -> dict:
+        """What `module.apply` takes; with `ema`, the averaged parameters where they are kept."""
+        params = self.ema if ema and self.ema is not None else self.params
+        return {'params': params, **self.extra}
+
+
+def descend(
+    net: Net, loss_fn: Callable, tx: optax.GradientTransformation, ema_decay: float | None
+) -> tuple[Net, dict]:
+    """One optimiser step, and one step of the moving average. Clipping lives in `tx`.
+
+    Args:
+      net: the network to improve.
+      loss_fn: params -> (scalar loss, (extra, metrics)); `extra` replaces `net.extra`.
+      tx: the optimiser that made `net.opt_state`.
+      ema_decay: d in `ema <- d * ema + (1 - d) * params`; ignored where `net.ema` is None.
+
+    Returns:
+      The net after the step, and `metrics` with `loss` and `grad_norm` (the global L2 norm before
+      clipping) added.
+    """
+    (loss, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(net.params)
+    updates, opt_state = tx.update(grads, net.opt_state, net.params)
+    params = optax.apply_updates(net.params, updates)
+    ema = net.ema
+    if ema is not None:
+        ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+    metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+    return Net(params, ema, opt_state, extra), metrics
+
+
+def optimizer(config) -> optax.GradientTransformation:
+    """Adam with linear warm-up and clipping by global norm, from a config's `optimizer` part.
+
+    Args:
+      config: `learning_rate`; `warmup`, steps over which it rises linearly from 0 (0: none);
+        `decay_steps`, steps over which a cosine takes it to 0 after the warm-up (0: constant);
+        `b1`, `b2`, `eps` of Adam; `weight_decay`, decoupled (0: plain Adam); `clip`, the largest
+        global gradient norm (0: no clipping).
+    """
+    if config.decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0 if config.warmup else config.learning_rate,
+            config.learning_rate,
+            config.warmup,
+            config.decay_steps,
+        )
+    elif config.warmup:
+        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
+    else:
+        rate = config.learning_rate
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),
+    )
+
+
+def check_batch(batch: dict, image_size: int, channels: int) -> None:
+    """Raises UserError where a batch breaks the contract; looks at shapes and dtypes only."""
+    image = batch['image']
+    want = f'float32 [b, {image_size}, {image_size}, {channels}] in [-1, 1]'
+    if image.dtype != jnp.float32:
+        raise UserError(
+            f"batch['image'] is {image.dtype}, expected {want}: "
+            'scale uint8 pixels with gen_jax.data.pipeline.to_float'
+        )
+    if image.ndim != 4 or image.shape[1:] != (image_size, image_size, channels):
+        raise UserError(
+            f"batch['image'] has shape {image.shape}, expected {want}: "
+            'set config.data.image_size and config.data.channels to what the data has'
+        )

@@ -1,0 +1,1 @@
+"""What runs a method: keys, meshes, checkpoints, writers, pictures."""

@@ -1,0 +1,137 @@
+"""Checkpoints: (state, data iterator, step), written by Orbax, asynchronous and atomic."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from gen_jax.errors import UserError
+
+Args = ocp.args
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest first.
+
+    A checkpoint appears under its step's name only when it is whole, so a run killed while it
+    saves leaves the ones before it untouched.
+    """
+
+    def __init__(self, folder: Path, keep: int | None = None):
+        """Opens `folder`; with `keep`, makes it and keeps that many. Reading alone needs no keep."""
+        self._folder = Path(folder).absolute()
+        if keep is None and not self._folder.is_dir():
+            raise UserError(
+                f'no checkpoints in {self._folder}: train first (--mode=train, same --workdir)'
+            )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=keep is not None,
+            read_only=keep is None,
+            cleanup_tmp_directories=keep is not None,
+        )
+        handlers = {'state': ocp.StandardCheckpointHandler(), 'data': ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=options, item_handlers=handlers
+        )
+
+    def save(self, step: int, state, data: dict) -> None:
+        """Starts to write; returns as soon as the state may be overwritten."""
+        if step not in self._manager.all_steps():
+            args = Args.Composite(state=Args.StandardSave(state), data=Args.JsonSave(data))
+            self._manager.save(step, args=args)
+
+    def restore(self, state, step: int | None = None):
+        """The newest checkpoint that is whole, or that of `step`.
+
+        Args:
+          state: a pytree of ShapeDtypeStructs with shardings, which may differ from those it was
+            saved with.
+          step: take this one and no other.
+
+        Returns:
+          (step, state, data), or None where there is no checkpoint at all.
+
+        Raises:
+          UserError: the checkpoint holds another state than asked for, or none is readable.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None and step not in steps:
+            raise UserError(
+                f'no checkpoint of step {step} in {self._folder}; there are: {sorted(steps)}'
+            )
+        tried = steps if step is None else [step]
+        for candidate in tried:
+            try:
+                saved = self._manager.item_metadata(candidate)['state'].tree
+                self._check_same(saved, state, candidate)
+                args = Args.Composite(state=Args.StandardRestore(state), data=Args.JsonRestore())
+                found = self._manager.restore(candidate, args=args)
+            except UserError:
+                raise
+            # Orbax raises whatever the broken part led to: ValueError, KeyError, OSError, ...
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                logging.warning(
+                    'checkpoint %s is damaged (%.160s); trying the one before it',
+                    self._folder / str(candidate),
+                    reason,
+                )
+            else:
+                return candidate, found.state, found.data
+        if tried:
+            raise UserError(
+                f'no readable checkpoint in {self._folder} (tried steps {tried}): restore the '
+                'folder from a copy, or start anew with another --workdir'
+            )
+        return None
+
+    def delete_after(self, step: int) -> None:
+        """Removes checkpoints newer than `step`: damaged ones that the run will write again."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manager.delete(later)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _check_same(self, saved, state, step: int) -> None:
+        have, want = _leaves(saved), _leaves(state)
+        different = [
+            f'{name}: checkpoint {have.get(name, "has none")}, config {want.get(name, "has none")}'
+            for name in dict.fromkeys([*want, *have])
+            if have.get(name) != want.get(name)
+        ]
+        if different:
+            more = f' (and {len(different) - 3} more)' if len(different) > 3 else ''
+            raise UserError(
+                f'checkpoint {self._folder / str(step)} was made by another config: '
+                f'{"; ".join(different[:3])}{more}; use its own config or another --workdir'
+            )
+
+
+def _leaves(tree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        '/'.join(str(getattr(k, 'name', getattr(k, 'key', getattr(k, 'idx', k)))) for k in path): (
+            f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+        )
+        for path, leaf in leaves
+    }
+
+
+def fingerprint(state) -> str:
+    """SHA-256 over every leaf's path, dtype, shape and bytes: equal states, equal fingerprints."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        leaf = np.asarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

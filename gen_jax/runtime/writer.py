@@ -1,0 +1,131 @@
+"""Where a run's numbers go: the terminal, metrics.jsonl, TensorBoard.
+
+Writers speak the interface of `clu.metric_writers`. clu's own need TensorFlow, so they are taken
+where it is installed; ours do not.
+"""
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+
+class JsonlWriter:
+    """One JSON object a line, appended: {"step": 100, "loss": 0.1, ...}."""
+
+    def __init__(self, path: Path, resume_step: int):
+        """Opens `path`; lines after `resume_step`, which the run will write again, are dropped."""
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _up_to(line, resume_step)]
+            partial = path.with_suffix('.partial')
+            partial.write_text(''.join(f'{line}\n' for line in kept))
+            os.replace(partial, path)
+        self._file = path.open('a')
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Appends a line."""
+        line = {'step': step, **{name: float(value) for name, value in scalars.items()}}
+        self._file.write(json.dumps(line) + '\n')
+
+    def write_images(self, step: int, images: dict) -> None:
+        """Pictures are PNG files already."""
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _up_to(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)['step'] <= step
+    except (ValueError, KeyError, TypeError):
+        return False  # the line a killed run left half-written
+
+
+class Progress:
+    """A bar with step, loss, images/s and time left; plain lines where there is no terminal."""
+
+    def __init__(self, start: int, steps: int, batch_size: int):
+        self._steps, self._batch_size = steps, batch_size
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
+
+    def step(self) -> None:
+        """Counts one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Shows the numbers; `steps_per_second` becomes images/s and the time left."""
+        shown = dict(scalars)
+        rate = shown.pop('steps_per_second')
+        shown = '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(f'{rate * self._batch_size:.0f} images/s  {shown}')
+            return
+        left = math.ceil((self._steps - step) / rate)
+        print(
+            f'step {step}/{self._steps}  {shown}  {rate * self._batch_size:.0f} images/s  '
+            f'left {left // 60}:{left % 60:02d}',
+            flush=True,
+        )
+
+    def write_images(self, step: int, images: dict) -> None:
+        """A terminal shows none."""
+
+    def flush(self) -> None:
+        """Lines are flushed as they are printed."""
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, writers: list):
+        self._writers = writers
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """{name: number} at a step."""
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """{name: uint8 [n, h, w, c]} at a step."""
+        for writer in self._writers:
+            writer.write_images(step, images)
+
+    def flush(self) -> None:
+        """Flushes all."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Closes all."""
+        for writer in self._writers:
+            writer.close()
+
+
+def tensorboard_writer(workdir: Path) -> list:
+    """[clu's TensorBoard writer], or [] with a line that says how to have it."""
+    if importlib.util.find_spec('tensorflow') is None:
+        logging.info("no TensorBoard events: they need pip install 'gen_jax[tf]'")
+        return []
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its start-up chatter
+    from clu import metric_writers
+
+    return [metric_writers.SummaryWriter(str(workdir))]

@@ -1,0 +1,111 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax.data import fitting
+from gen_jax.errors import UserError
+
+
+def decoded(image, channels, **options):
+    file = io.BytesIO()
+    image.save(file, **{'format': 'png', **options})
+    return fitting.decode(file.getvalue(), 'it', channels)
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    grey = decoded(Image.fromarray(values), 1)
+    # v / 257: 0, 0.498, 0.502, 1, 127.502, 255.
+    np.testing.assert_array_equal(grey[0, :, 0], [0, 0, 1, 1, 128, 255])
+    np.testing.assert_array_equal(decoded(Image.fromarray(values), 3), np.repeat(grey, 3, 2))
+
+
+def test_transparency_is_composited_on_white():
+    image = Image.new('RGBA', (3, 1))
+    for x, alpha in enumerate((0, 255, 51)):  # 51 / 255 = 0.2
+        image.putpixel((x, 0), (10, 20, 30, alpha))
+    expected = [[255, 255, 255], [10, 20, 30], [206, 208, 210]]
+    np.testing.assert_allclose(decoded(image, 3)[0], expected, atol=1)
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new('P', (2, 1))
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(decoded(image, 3)[0], [[200, 0, 0], [0, 0, 200]])
+    see_through = decoded(image, 3, transparency=1)
+    np.testing.assert_array_equal(see_through[0], [[200, 0, 0], [255, 255, 255]])
+
+
+def test_colour_to_grey_is_itu_601_luma_and_grey_to_colour_repeats():
+    grey = decoded(Image.new('RGB', (1, 1), (255, 100, 0)), 1)
+    assert grey.shape == (1, 1, 1)
+    assert abs(int(grey[0, 0, 0]) - (0.299 * 255 + 0.587 * 100)) <= 1
+    colour = decoded(Image.new('L', (1, 1), 77), 3)
+    np.testing.assert_array_equal(colour, np.full((1, 1, 3), 77))
+
+
+def test_exif_orientation_is_applied():
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255  # the left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to view": left becomes top
+    image = decoded(Image.fromarray(pixels), 3, format='jpeg', exif=exif)
+    assert image.shape == (32, 16, 3)
+    assert image[:14].min() > 240
+    assert image[18:].max() < 15
+
+
+@pytest.mark.parametrize('content', [b'', b'not an image', None])
+def test_a_broken_image_is_named(content):
+    if content is None:
+        file = io.BytesIO()
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(file, 'png')
+        content = file.getvalue()[:1000]
+    with pytest.raises(UserError, match='cat.png cannot be read') as error:
+        fitting.decode(content, 'cat.png', 3)
+    assert '\n' not in str(error.value)
+
+
+def test_pad_puts_28_in_32_untouched_and_the_odd_pixel_last():
+    image = np.random.default_rng(0).integers(1, 256, (28, 28, 1), np.uint8)
+    padded = fitting.fit_image(image, 32, 'pad')
+    np.testing.assert_array_equal(padded[2:30, 2:30], image)
+    assert np.count_nonzero(padded) == image.size
+    padded = fitting.fit_image(np.ones((2, 3, 3), np.uint8), 4, 'pad')
+    expected = [[0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(padded[:, :, 0], expected)
+
+
+def test_pad_shrinks_what_is_too_large_in_proportion():
+    padded = fitting.fit_image(np.full((20, 40, 3), 9, np.uint8), 8, 'pad')
+    expected = np.zeros((8, 8, 3))
+    expected[2:6] = 9
+    np.testing.assert_array_equal(padded, expected)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_resize_crops_the_centre(channels):
+    image = np.zeros((8, 24, channels), np.uint8)
+    image[:, 8:16] = 200  # what the centre crop keeps
+    np.testing.assert_array_equal(fitting.fit_image(image, 8, 'resize'), image[:, 8:16])
+    # Where all is constant but for what the crop cuts off, only BICUBIC's overshoot is left.
+    halved = fitting.fit_image(image, 4, 'resize')
+    assert halved.shape == (4, 4, channels)
+    assert abs(halved[:, 1:3].astype(int) - 200).max() <= 2
+
+
+def test_resize_is_antialiased():
+    # A checkerboard finer than the new pixels is grey; point sampling would give 0 or 255.
+    image = np.indices((64, 64)).sum(0) % 2 * 255
+    small = fitting.fit_image(image.astype(np.uint8)[..., None], 8, 'resize')
+    assert abs(small[2:-2, 2:-2].astype(float) - 127.5).max() < 3
+
+
+def test_the_right_size_is_returned_as_it_is():
+    image = np.ones((5, 5, 1), np.uint8)
+    assert fitting.fit_image(image, 5, 'resize') is image
+    assert fitting.fit_image(image, 5, 'pad') is image

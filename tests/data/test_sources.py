@@ -1,0 +1,237 @@
+import gzip
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from gen_jax.config import default
+from gen_jax.data import folder
+from gen_jax.data.sources import open_source
+from gen_jax.errors import UserError
+
+FASHION_MNIST = 'GEN_JAX_FASHION_MNIST'
+
+
+def data(**fields):
+    """config.data with its defaults, without the method that `default` asks for."""
+    fake = type('Fake', (), {'defaults': staticmethod(dict)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('gen_jax.config.method_module', lambda name: fake)
+        config = default('fake').data
+    config.update(fields)
+    return config
+
+
+def save(path, colour, size=(4, 4), mode='RGB'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def error_of(split='train', **fields):
+    with pytest.raises(UserError) as error:
+        open_source(data(**fields), split)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_digits_splits_are_disjoint_and_cover_everything():
+    train, test, everything = (open_source(data(), s) for s in ('train', 'test', 'all'))
+    assert (len(train), len(test), len(everything)) == (1501, 296, 1797)
+
+    def all_of(source):
+        return sorted(
+            (e['label'], e['image'].tobytes()) for e in map(source.__getitem__, range(len(source)))
+        )
+
+    assert sorted(all_of(train) + all_of(test)) == all_of(everything)
+    counts = np.bincount([test[i]['label'] for i in range(len(test))])
+    assert (counts.min(), counts.max()) == (29, 30)
+
+
+def test_digits_values_and_order():
+    everything = open_source(data(), 'all')
+    file = load_digits()
+    for i in (0, 1000, 1796):
+        example = everything[i]
+        assert (example['image'].shape, example['image'].dtype) == ((8, 8, 1), np.uint8)
+        assert example['label'] == file.target[i]
+        # No v / 16 * 255 but v = 8 lies halfway between two integers; 127.5 goes up.
+        expected = np.floor(file.images[i] / 16 * 255 + 0.5)
+        np.testing.assert_array_equal(example['image'][..., 0], expected)
+
+
+def test_digits_are_fitted():
+    image = open_source(data(image_size=12, fit='pad'), 'all')[0]['image']
+    np.testing.assert_array_equal(image[2:10, 2:10], open_source(data(), 'all')[0]['image'])
+    assert open_source(data(image_size=12), 'all')[0]['image'].shape == (12, 12, 1)
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'source': 'digit'}, "config.data.source='digit', did you mean 'digits'"),
+        ({'source': 'tfds'}, "did you mean 'tfds:NAME'"),
+        ({'source': 'digits:8'}, "unknown config.data.source='digits:8'"),
+        ({'split': 'tets'}, "no split 'tets', did you mean 'test'"),
+        ({'channels': 3}, 'set config.data.channels=1'),
+        ({'source': 'shapes'}, 'set config.data.channels=3'),
+        ({'num_classes': 9}, 'digits has 10 classes, but config.data.num_classes=9'),
+        ({'source': 'folder:/nope'}, 'folder:/nope is not a folder'),
+        ({'source': 'folder:/', 'channels': 2}, 'expected 1 .grey. or 3 .colour.'),
+    ],
+)
+def test_mistakes_are_told_in_one_line(fields, message):
+    assert pytest.raises(
+        UserError, open_source, data(**fields), fields.get('split', 'train')
+    ).match(message)
+
+
+def test_folder_with_classes(tmp_path):
+    save(tmp_path / 'b' / '2.png', (1, 2, 3))
+    save(tmp_path / 'b' / '10.JPG', (200, 200, 200), (9, 5))
+    save(tmp_path / 'a' / 'x.webp', 50, (3, 3), 'L')
+    (tmp_path / 'a' / 'notes.txt').write_text('skipped')
+    (tmp_path / '.hidden').mkdir()
+    fields = data(source=f'folder:{tmp_path}', channels=3, image_size=4, num_classes=2)
+    source = open_source(fields, 'train')
+    source = pickle.loads(pickle.dumps(source))
+    assert (len(source), source.num_classes) == (3, 2)
+    assert [source[i]['label'] for i in range(3)] == [0, 1, 1]
+    assert {source[i]['image'].shape for i in range(3)} == {(4, 4, 3)}
+    assert source[2]['image'][0, 0].tolist() == [1, 2, 3]  # '10.JPG' sorts before '2.png'
+
+
+def test_folder_without_classes(tmp_path):
+    for i in range(3):
+        save(tmp_path / f'{i}.png', 10 * i, mode='L')
+    source = open_source(data(source=f'folder:{tmp_path}', image_size=4), 'train')
+    assert source.num_classes == 0
+    assert [(source[i]['label'], source[i]['image'][0, 0, 0]) for i in range(3)] == [
+        (0, 0),
+        (0, 10),
+        (0, 20),
+    ]
+    assert 'has no labels' in error_of(source=f'folder:{tmp_path}', num_classes=2)
+    assert "eval_split='train'" in error_of(source=f'folder:{tmp_path}', split='test')
+
+
+def test_folder_splits_share_the_numbers_of_their_classes(tmp_path):
+    for name in ('train/a', 'train/b', 'test/b'):
+        save(tmp_path / name / '0.png', 0, mode='L')
+    fields = {'source': f'folder:{tmp_path}', 'image_size': 4, 'num_classes': 2}
+    test = open_source(data(**fields), 'test')
+    # 'b' is the only class there is in `test`, and still number 1.
+    assert [test[i]['label'] for i in range(len(test))] == [1]
+    assert "no split 'tset', did you mean 'test'" in error_of('tset', **fields)
+    save(tmp_path / 'test' / 'bb' / '0.png', 0, mode='L')
+    assert "that the train split lacks, did you mean 'b'" in error_of('test', **fields)
+
+
+def test_folder_mistakes(tmp_path):
+    source = f'folder:{tmp_path}'
+    assert 'has no images' in error_of(source=source)
+    (tmp_path / 'a').mkdir()
+    assert 'a has no images' in error_of(source=source)
+    save(tmp_path / 'a' / '0.png', 0)
+    save(tmp_path / 'stray.png', 0)
+    assert 'stray.png' in error_of(source=source)
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpg', 'webp'])
+def test_a_truncated_image_is_found_at_open(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    path = tmp_path / f'broken.{kind}'
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(path) in error_of(source=f'folder:{tmp_path}', channels=3)
+
+
+def test_large_folders_have_their_headers_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, 'FULLY_CHECKED', 1)
+    save(tmp_path / '0.png', 0)
+    save(tmp_path / '1.png', 0)
+    source = f'folder:{tmp_path}'
+    assert len(open_source(data(source=source), 'train')) == 2
+    (tmp_path / '2.png').write_bytes(b'text')
+    assert '2.png is not an image' in error_of(source=source)
+
+
+def tfds_fields(tmp_path, name, **fields):
+    return {'source': f'tfds:{name}', 'tfds_dir': str(tmp_path), 'image_size': 28, **fields}
+
+
+def test_unknown_tfds_names_suggest_the_nearest(tmp_path):
+    error = error_of(**tfds_fields(tmp_path, 'fashion_mnst'))
+    assert error == "TFDS has no data set 'fashion_mnst', did you mean 'fashion_mnist'?"
+    assert 'tensorflow.org/datasets' in error_of(**tfds_fields(tmp_path, 'qqqqqqqqqq'))
+    assert "has no 'image' feature" in error_of(**tfds_fields(tmp_path, 'imdb_reviews'))
+    assert 'foo not found' in error_of(**tfds_fields(tmp_path, 'cifar10/foo'))
+
+
+def test_files_of_another_format_are_not_read_as_array_record(tmp_path):
+    folder_ = tmp_path / 'cifar10' / '3.0.2'
+    folder_.mkdir(parents=True)
+    info = {'name': 'cifar10', 'version': '3.0.2', 'fileFormat': 'tfrecord'}
+    (folder_ / 'dataset_info.json').write_text(json.dumps(info))
+    error = error_of(**tfds_fields(tmp_path, 'cifar10', channels=3))
+    assert 'not array_record; set config.data.tfds_dir to another folder' in error
+
+
+def test_offline_the_missing_file_and_its_place_are_named(tmp_path, monkeypatch):
+    pytest.importorskip('tensorflow')
+
+    def no_network(*_, **__):
+        raise socket.gaierror('offline')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', no_network)
+    for name in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'all_proxy'):
+        monkeypatch.delenv(name, raising=False)
+    error = error_of(**tfds_fields(tmp_path, 'cifar10', channels=3))
+    assert 'put cifar-10-binary.tar.gz from https://www.cs.toronto.edu/' in error
+    assert error.endswith(f'into {tmp_path}/downloads/manual/')
+
+
+def test_without_tensorflow_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert "pip install 'gen_jax[tf]'" in error_of(**tfds_fields(tmp_path, 'cifar10', channels=3))
+
+
+@pytest.mark.slow
+def test_fashion_mnist(tmp_path):
+    files = os.environ.get(FASHION_MNIST)
+    if not files:
+        pytest.skip(f'{FASHION_MNIST} does not name the folder of the four .gz files')
+    pytest.importorskip('tensorflow')
+    manual = tmp_path / 'downloads' / 'manual'
+    manual.mkdir(parents=True)
+    for file in Path(files).glob('*.gz'):
+        shutil.copy(file, manual)
+    fields = tfds_fields(tmp_path, 'fashion_mnist', num_classes=10)
+    train = open_source(data(**fields), 'train')
+    test = pickle.loads(pickle.dumps(open_source(data(**fields), 'test')))
+    assert (len(train), len(test), train.num_classes) == (60_000, 10_000, 10)
+    assert (test[0]['image'].shape, test[0]['image'].dtype) == ((28, 28, 1), np.uint8)
+
+    labels = [example['label'] for example in test.__getitems__(range(len(test)))]
+    assert np.bincount(labels).tolist() == [1000] * 10
+    # TFDS shuffles what it writes; the mean over all pixels of the files themselves stays.
+    mean = np.mean([example['image'].mean() for example in test.__getitems__(range(len(test)))])
+    assert abs(mean - _mean_of_idx(manual / 't10k-images-idx3-ubyte.gz')) < 1e-6
+
+    padded = open_source(data(**{**fields, 'image_size': 32, 'fit': 'pad'}), 'test')
+    np.testing.assert_array_equal(padded[5]['image'][2:30, 2:30], test[5]['image'])
+    assert "no split 'tets', did you mean 'test'" in error_of('tets', **fields)
+    assert 'set config.data.channels=1' in error_of(**{**fields, 'channels': 3})
+
+
+def _mean_of_idx(path):
+    with gzip.open(path) as file:
+        return np.frombuffer(file.read()[16:], np.uint8).mean()

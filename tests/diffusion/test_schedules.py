@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from gen_jax.diffusion.schedules import DiscreteProcess, linear_betas, spaced_times
+
+PROCESS = DiscreteProcess.from_betas(linear_betas(1000, 1e-4, 0.02))
+
+
+def test_linear_betas():
+    betas = linear_betas(1000, 1e-4, 0.02)
+    assert betas.dtype == np.float64
+    assert betas.shape == (1000,)
+    np.testing.assert_allclose([betas[0], betas[-1]], [1e-4, 0.02])
+    np.testing.assert_allclose(np.diff(betas), 0.0199 / 999)
+
+
+def test_process_by_simulating_its_definition():
+    variance, scale = 0.0, 1.0
+    for t, beta in enumerate(linear_betas(1000, 1e-4, 0.02)):
+        variance, scale = (1 - beta) * variance + beta, np.sqrt(1 - beta) * scale
+        if t in (0, 1, 500, 999):
+            np.testing.assert_allclose(PROCESS.alpha_bar[t], scale**2, rtol=1e-12)
+            np.testing.assert_allclose(1 - PROCESS.alpha_bar[t], variance, rtol=1e-10)
+    # The prior's distance is what the paper says: about 1e-5 bits per dimension (section 4).
+    a = PROCESS.alpha_bar[-1]
+    bits = 0.5 * (a * 0.25 - a - np.log1p(-a)) / np.log(2)
+    assert 0 < bits < 1e-4
+
+
+def test_posterior_is_bayes():
+    """q(x_{t-1} | x_t, x_0), from products of Gaussian densities."""
+    t, x_0, x_t = 321, 0.4, -1.3
+    beta, prev = PROCESS.beta[t], PROCESS.alpha_bar_prev[t]
+    precision = (1 - beta) / beta + 1 / (1 - prev)
+    mean = (np.sqrt(1 - beta) / beta * x_t + np.sqrt(prev) / (1 - prev) * x_0) / precision
+    c_0, c_t = PROCESS.posterior_mean()
+    np.testing.assert_allclose(PROCESS.beta_tilde[t], 1 / precision, rtol=1e-10)
+    np.testing.assert_allclose(c_0[t] * x_0 + c_t[t] * x_t, mean, rtol=1e-10)
+
+
+def test_first_step_ends_at_the_image():
+    c_0, c_t = PROCESS.posterior_mean()
+    assert PROCESS.beta_tilde[0] == 0
+    np.testing.assert_allclose([c_0[0], c_t[0]], [1, 0], atol=1e-12)
+
+
+def test_part_of_a_process_keeps_its_marginals():
+    tau = np.array([0, 10, 500])
+    part = PROCESS.at(tau)
+    np.testing.assert_array_equal(part.tau, tau)
+    np.testing.assert_array_equal(part.alpha_bar, PROCESS.alpha_bar[tau])
+    np.testing.assert_allclose(np.cumprod(1 - part.beta), part.alpha_bar)
+    np.testing.assert_allclose(PROCESS.at(np.arange(1000)), PROCESS, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'spacing', 'want'),
+    [
+        (4, 'linear', [0, 250, 500, 750]),
+        (3, 'linear', [0, 333, 666]),
+        (1, 'linear', [999]),
+        (1, 'quadratic', [999]),
+        (2, 'quadratic', [0, 800]),
+        (5, 'quadratic', [0, 50, 200, 450, 800]),
+    ],
+)
+def test_spaced_times(steps, spacing, want):
+    got = spaced_times(1000, steps, spacing)
+    np.testing.assert_allclose(got, want, atol=1 if spacing == 'quadratic' else 0)
+
+
+@pytest.mark.parametrize('spacing', ['linear', 'quadratic'])
+@pytest.mark.parametrize('T', [2, 7, 1000])
+def test_spaced_times_rise_within_range(T, spacing):
+    for steps in {1, 2, T // 2 + 1, T - 1, T}:
+        tau = spaced_times(T, steps, spacing)
+        assert 1 <= len(tau) <= steps
+        assert tau[0] >= 0
+        assert tau[-1] < T
+        assert (np.diff(tau) > 0).all()
+    np.testing.assert_array_equal(spaced_times(T, T, 'linear'), np.arange(T))

@@ -1,0 +1,59 @@
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from gen_jax.errors import UserError
+from gen_jax.runtime import sharding
+
+
+def mesh_of(data, fsdp, tensor):
+    """A mesh of any size: rules look at sizes only, so no devices are needed."""
+    return AbstractMesh((data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def specs(mesh, shapes, rules=()):
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    return {name: s.spec for name, s in sharding.state_shardings(mesh, tree, rules).items()}
+
+
+def test_one_device_replicates_everything():
+    assert specs(mesh_of(1, 1, 1), {'w': (64, 128)}) == {'w': P(None, None)}
+
+
+def test_the_shape_rule():
+    found = specs(
+        mesh_of(2, 4, 2),
+        {'conv': (3, 3, 64, 128), 'odd': (3, 3, 64, 127), 'bias': (4096,), 'small': (8, 8)},
+    )
+    assert found == {
+        'conv': P(None, None, 'fsdp', 'tensor'),
+        'odd': P(None, None, 'fsdp', None),
+        'bias': P(),
+        'small': P(),
+    }
+
+
+def test_a_regex_overrides_the_shape():
+    found = specs(mesh_of(1, 2, 2), {'conv': (64, 128), 'out': (64, 128)}, (('out', (None, 'fsdp')),))
+    assert found == {'conv': P('fsdp', 'tensor'), 'out': P(None, 'fsdp')}
+
+
+@pytest.mark.parametrize('spec', [('fsdp',) * 3, ('model', None), ('tensor', None)])
+def test_a_rule_that_does_not_fit_is_refused(spec):
+    with pytest.raises(UserError, match=r'config.mesh.rules: .w. .*\(9, 128\)'):
+        specs(mesh_of(1, 3, 2), {'w': (9, 128)}, (('w', spec),))
+
+
+def test_a_mesh_of_the_wrong_size_is_refused():
+    config = ml_collections.ConfigDict({'data': 3, 'fsdp': 2, 'tensor': 1})
+    with pytest.raises(UserError, match='data=3 x fsdp=2 x tensor=1 = 6 devices, but there are'):
+        sharding.make_mesh(config, jax.devices()[:1])
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_next_that_does():
+    with pytest.raises(UserError, match=r'config.batch_size=10 .* 4 parts .* try 12'):
+        sharding.check_divides(10, mesh_of(2, 2, 3), 'batch_size')
+    sharding.check_divides(12, mesh_of(2, 2, 3), 'batch_size')

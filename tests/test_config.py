@@ -1,0 +1,105 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from gen_jax.config import create, default, nearest, validate, vary
+from gen_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('variant', ['', 'tiny'])
+def test_every_config_is_valid_and_has_a_tiny_variant(path, variant):
+    module = load(path)
+    create(module.get_config(variant))
+    assert '--config' in module.__doc__ or 'python main.py' in module.__doc__
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_an_unknown_variant_names_the_nearest(path):
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        load(path).get_config('tinny')
+
+
+def test_an_unknown_field_names_the_nearest():
+    config = default('diffusion.gaussian')
+    with config.unlocked():
+        config.batchsize = 3
+    with pytest.raises(UserError, match=r"config\.batchsize, did you mean 'batch_size'"):
+        validate(config)
+
+
+def test_an_unknown_nested_field_names_its_path():
+    config = default('diffusion.gaussian')
+    with config.data.unlocked():
+        config.data.sizes = 3
+    with pytest.raises(UserError, match=r'config\.data\.sizes'):
+        validate(config)
+
+
+def test_a_field_set_to_another_type_is_refused_where_it_happens():
+    config = default('diffusion.gaussian')
+    with pytest.raises(TypeError):
+        config.batch_size = 'many'
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('steps', 0),
+        ('batch_size', -1),
+        ('log_every', 0),
+        ('checkpoint_every', 0),
+        ('keep', 0),
+        ('sample_every', -1),
+        ('data.image_size', 0),
+        ('data.channels', 0),
+        ('data.num_classes', -1),
+        ('data.fit', 'stretch'),
+        ('data.threads', 0),
+        ('data.prefetch', 0),
+        ('mesh.data', 0),
+        ('mesh.fsdp', -1),
+        ('sample.n', 0),
+        ('sample.batch_size', 0),
+        ('sample.grid', 0),
+        ('sample.format', 'gif'),
+        ('sample.label', 0),  # no classes by default
+        ('sample.label', -2),
+    ],
+)
+def test_bad_values_are_named_in_one_line(field, value):
+    config = default('diffusion.gaussian')
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert f'config.{field}={value!r}' in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(UserError, match='no_such_method'):
+        default('no_such_method')
+    with pytest.raises(UserError, match='diffusion.no_such'):
+        default('diffusion.no_such')
+
+
+def test_vary_changes_only_what_the_variant_names():
+    config = vary(default('diffusion.gaussian'), 'small', small={'data.image_size': 16})
+    other = default('diffusion.gaussian')
+    assert config.data.image_size == 16
+    config.data.image_size = other.data.image_size
+    assert config == other
+
+
+def test_nearest_lists_what_is_known_where_nothing_is_near():
+    assert nearest('qqq', ['steps', 'seed']) == '; known are: seed, steps'

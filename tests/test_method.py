@@ -1,0 +1,124 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from gen_jax.errors import UserError
+from gen_jax.method import Net, check_batch, descend, optimizer
+
+SETTINGS = {
+    'learning_rate': 0.1,
+    'warmup': 0,
+    'decay_steps': 0,
+    'b1': 0.9,
+    'b2': 0.999,
+    'eps': 1e-8,
+    'weight_decay': 0.0,
+    'clip': 0.0,
+}
+
+
+def settings(**changes):
+    return ml_collections.ConfigDict({**SETTINGS, **changes})
+
+
+def quadratic(params):
+    return 0.5 * jnp.sum(params['w'] ** 2), ({}, {'norm': jnp.linalg.norm(params['w'])})
+
+
+def net(tx, ema=True):
+    return Net.create({'params': {'w': jnp.array([3.0, 4.0])}}, tx, ema)
+
+
+def test_descend_takes_a_gradient_step_and_averages():
+    tx = optax.sgd(0.1)
+    after, metrics = jax.jit(lambda n: descend(n, quadratic, tx, 0.9))(net(tx))
+    np.testing.assert_allclose(after.params['w'], [2.7, 3.6], rtol=1e-6)
+    # 0.9 * old + 0.1 * new
+    np.testing.assert_allclose(after.ema['w'], [2.97, 3.96], rtol=1e-6)
+    assert float(metrics['loss']) == pytest.approx(12.5)
+    assert float(metrics['grad_norm']) == pytest.approx(5.0)
+    assert float(metrics['norm']) == pytest.approx(5.0)
+
+
+def test_a_net_without_average_keeps_none_and_samples_from_its_parameters():
+    tx = optax.sgd(0.1)
+    after, _ = descend(net(tx, ema=False), quadratic, tx, None)
+    assert after.ema is None
+    assert after.variables(ema=True)['params'] is after.params
+
+
+def test_extra_is_replaced_by_what_the_loss_returns():
+    tx = optax.sgd(0.1)
+    start = Net.create({'params': {'w': jnp.ones(2)}, 'batch_stats': {'m': jnp.zeros(2)}}, tx, True)
+
+    def loss_fn(params):
+        return jnp.sum(params['w']), ({'batch_stats': {'m': jnp.full(2, 7.0)}}, {})
+
+    after, _ = descend(start, loss_fn, tx, 0.5)
+    np.testing.assert_array_equal(after.variables()['batch_stats']['m'], [7.0, 7.0])
+
+
+def test_grad_norm_is_reported_before_clipping_and_the_step_after_it():
+    # Adam divides the gradient's scale away, so clipping is seen through its first moment.
+    tx = optimizer(settings(clip=1.0, b1=0.0))
+    after, metrics = descend(net(tx), quadratic, tx, 0.9)
+    assert float(metrics['grad_norm']) == pytest.approx(5.0)
+    moments = [s.mu for s in jax.tree.leaves(after.opt_state, is_leaf=_adam) if _adam(s)][0]
+    np.testing.assert_allclose(moments['w'], [0.6, 0.8], rtol=1e-6)
+
+
+def _adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
+
+
+def test_first_adam_step_has_the_size_of_the_learning_rate():
+    tx = optimizer(settings())
+    after, _ = descend(net(tx), quadratic, tx, 0.9)
+    np.testing.assert_allclose(after.params['w'], [2.9, 3.9], rtol=1e-5)
+
+
+def test_weight_decay_is_decoupled():
+    tx = optimizer(settings(weight_decay=0.5))
+    after, _ = descend(net(tx), quadratic, tx, 0.9)
+    # Adam's step of 0.1, and 0.1 * 0.5 * w on top.
+    np.testing.assert_allclose(after.params['w'], [2.9 - 0.15, 3.9 - 0.2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'warmup': 4}, [0.0, 0.025, 0.05, 0.075, 0.1, 0.1]),
+        # A cosine from 0.1 to 0 over the 2 steps that the warm-up leaves.
+        ({'warmup': 2, 'decay_steps': 4}, [0.0, 0.05, 0.1, 0.05, 0.0]),
+    ],
+)
+def test_learning_rate_over_steps(changes, expected):
+    tx = optimizer(settings(**changes))
+    now = net(tx)
+    for rate in expected:
+        before = now.params['w']
+        # A constant gradient makes every Adam step exactly the learning rate.
+        now, _ = descend(now, lambda p: (jnp.sum(p['w']), ({}, {})), tx, 0.9)
+        np.testing.assert_allclose(before - now.params['w'], rate, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('image', 'says'),
+    [
+        (np.zeros((2, 8, 8, 1), np.uint8), 'uint8'),
+        (np.zeros((2, 8, 8, 3), np.float32), 'channels'),
+        (np.zeros((2, 9, 8, 1), np.float32), r'\(2, 9, 8, 1\)'),
+        (np.zeros((8, 8, 1), np.float32), 'shape'),
+    ],
+)
+def test_a_batch_that_breaks_the_contract_is_refused(image, says):
+    with pytest.raises(UserError, match=says) as error:
+        check_batch({'image': image}, 8, 1)
+    assert '\n' not in str(error.value)
+
+
+def test_a_good_batch_passes():
+    check_batch({'image': np.zeros((2, 8, 8, 1), np.float32)}, 8, 1)

@@ -1,0 +1,174 @@
+"""The loop, run in this process on a network that compiles in seconds."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax import evaluate, inspect, sample, train
+from gen_jax.config import default
+from gen_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory):
+    """Every test of this file compiles the same steps: once is enough."""
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.getbasetemp() / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    yield
+    jax.config.update('jax_compilation_cache_dir', None)
+
+
+def small(**changes):
+    """An autoencoder of a few thousand parameters on the digits."""
+    config = default('autoencoders.vae')
+    config.update_from_flattened_dict({
+        'steps': 6,
+        'batch_size': 8,
+        'log_every': 2,
+        'sample_every': 3,
+        'checkpoint_every': 3,
+        'model.channels': 4,
+        'model.latent_dim': 2,
+        'sample.n': 5,
+        'sample.batch_size': 4,
+        'sample.grid': 4,
+        **changes,
+    })
+    return config
+
+
+def fingerprint(capsys):
+    return capsys.readouterr().out.split('fingerprint ')[1].split()[0]
+
+
+def test_a_run_leaves_what_it_promises(tmp_path, capsys):
+    train.run(small(), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows] == [2, 3, 4, 6]
+    assert all(np.isfinite(row['loss']) for row in rows)
+    pictures = sorted(path.name for path in (tmp_path / 'samples').iterdir())
+    assert pictures == sorted(
+        f'{name}_{step:08d}.png'
+        for name in ('step', 'reconstruction', 'interpolation')
+        for step in (3, 6)
+    )
+    assert json.loads((tmp_path / 'config.json').read_text())['batch_size'] == 8
+    assert len(fingerprint(capsys)) == 64
+
+
+def test_resumed_equals_uninterrupted(tmp_path, capsys):
+    train.run(small(), tmp_path / 'whole')
+    whole = fingerprint(capsys)
+    # 3 steps, then the rest; and once more when nothing is left to do.
+    train.run(small(steps=3), tmp_path / 'parts')
+    assert fingerprint(capsys) != whole
+    train.run(small(), tmp_path / 'parts')
+    assert fingerprint(capsys) == whole
+    train.run(small(), tmp_path / 'parts')
+    assert fingerprint(capsys) == whole
+    inspect.run(small(), tmp_path / 'parts')
+    assert fingerprint(capsys) == whole
+
+
+def test_the_seed_changes_the_run(tmp_path, capsys):
+    train.run(small(), tmp_path / 'a')
+    first = fingerprint(capsys)
+    train.run(small(seed=1), tmp_path / 'b')
+    assert fingerprint(capsys) != first
+
+
+def test_how_often_one_logs_draws_and_saves_changes_nothing(tmp_path, capsys):
+    train.run(small(), tmp_path / 'a')
+    first = fingerprint(capsys)
+    train.run(small(log_every=5, sample_every=0, checkpoint_every=4, keep=1), tmp_path / 'b')
+    assert fingerprint(capsys) == first
+
+
+def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, capsys):
+    train.run(small(steps=3), tmp_path)
+    good = fingerprint(capsys)
+    state_at_3 = small(steps=40, checkpoint_every=1)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    # The same run with a step size that no network survives.
+    state_at_3.optimizer.learning_rate = 1e30
+    config['optimizer.learning_rate'] = 1e30
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r'is (nan|inf) at step \d+: the checkpoints') as error:
+        train.run(state_at_3, tmp_path)
+    bad = int(str(error.value).split('at step ')[1].split(':')[0])
+    steps = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
+    assert max(steps) == bad - 1
+    assert len(good) == 64
+
+
+def test_another_config_in_the_workdir_is_refused_and_nothing_is_harmed(tmp_path):
+    train.run(small(steps=3), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match=r'config\.seed was 0, is 1') as error:
+        train.run(small(seed=1), tmp_path)
+    assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match=r'config\.model\.channels was 4, is 8'):
+        train.run(small(**{'model.channels': 8}), tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+
+
+def test_samples_do_not_depend_on_the_batch_size_and_are_completed(tmp_path, capsys):
+    train.run(small(steps=3), tmp_path)
+    sample.run(small(steps=3), tmp_path)
+    out = tmp_path / 'samples' / 'at_step_00000003_seed_0'
+    first = {path.name: np.asarray(Image.open(path)) for path in out.glob('*.png')}
+    assert sorted(first) == [f'{i:06d}.png' for i in range(5)]
+    (out / '000001.png').unlink()
+    (out / '000003.png').unlink()
+    kept = (out / '000000.png').stat().st_mtime_ns
+    sample.run(small(**{'steps': 3, 'sample.batch_size': 2}), tmp_path)
+    for name, image in first.items():
+        again = np.asarray(Image.open(out / name))
+        # Float sums of another batch size may round the other way.
+        assert np.abs(again.astype(int) - image).max() <= 1
+    assert (out / '000000.png').stat().st_mtime_ns == kept
+    assert any((first['000000.png'] != image).any() for image in first.values())
+
+
+def test_npz_samples_are_one_file(tmp_path):
+    config = small(**{'steps': 3, 'sample.format': 'npz', 'data.num_classes': 10})
+    train.run(config, tmp_path)
+    sample.run(config, tmp_path)
+    out = tmp_path / 'samples' / 'at_step_00000003_seed_0'
+    assert sorted(p.name for p in out.iterdir()) == ['samples.npz', 'settings.json']
+    with np.load(out / 'samples.npz') as made:
+        assert made['images'].shape == (5, 8, 8, 1)
+        assert made['images'].dtype == np.uint8
+        assert made['label'].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_samples_of_other_settings_are_not_mixed(tmp_path):
+    train.run(small(steps=3), tmp_path)
+    sample.run(small(steps=3), tmp_path)
+    with pytest.raises(UserError, match='other settings'):
+        sample.run(small(**{'steps': 3, 'sample.knobs.temperature': 0.5}), tmp_path)
+
+
+def test_evaluate_counts_every_example_once(tmp_path):
+    config = small(steps=3)
+    train.run(config, tmp_path)
+    evaluate.run(config, tmp_path)
+    report = json.loads((tmp_path / 'metrics.json').read_text())
+    assert report['elbo']['n'] == 297  # 37 batches of 8 and one of 1
+    assert report['elbo']['step'] == 3
+    # Another batch size gives the same number.
+    config.batch_size = 50
+    record = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**record, 'batch_size': 50}))
+    evaluate.run(config, tmp_path)
+    again = json.loads((tmp_path / 'metrics.json').read_text())
+    assert again['elbo']['value'] == pytest.approx(report['elbo']['value'], rel=1e-5)
+
+
+def test_without_a_checkpoint_one_line_says_to_train(tmp_path):
+    for mode in (sample, evaluate):
+        with pytest.raises(UserError, match='train first'):
+            mode.run(small(), tmp_path)
