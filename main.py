@@ -13,10 +13,9 @@ import errno
 import importlib
 import logging
 import sys
-import warnings
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from gen_jax.errors import UserError
@@ -25,23 +24,34 @@ MODES = ('train', 'sample', 'evaluate', 'inspect')
 HERE = Path(__file__).resolve().parent
 FLAGS = flags.FLAGS
 
-config_flags.DEFINE_config_file('config', str(HERE / 'configs/ddpm_digits.py'), 'FILE[:variant].')
-flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
-flags.DEFINE_string('workdir', None, 'Where the run lives; runs/NAME_OF_THE_CONFIG if not given.')
-flags.DEFINE_integer('step', None, 'The checkpoint to take; the newest if not given.', 0)
-flags.DEFINE_string('coordinator', None, "Several processes: the first one's host:port, or auto.")
-flags.DEFINE_integer('processes', None, 'Several processes: how many.')
-flags.DEFINE_integer('process', None, 'Several processes: which one this is, from 0.')
+
+def define_flags() -> None:
+    """Not at import: defining `config` reads the command line, and may refuse it."""
+    config = str(HERE / 'configs/ddpm_digits.py')
+    config_flags.DEFINE_config_file('config', config, 'FILE[:variant]; its fields: --config.a.b=1')
+    flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
+    flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/NAME_OF_THE_CONFIG)')
+    flags.DEFINE_integer('step', None, 'the checkpoint to take (default: the newest)', 0)
+    flags.DEFINE_string(
+        'coordinator', None, "several processes: the first one's host:port, or auto"
+    )
+    flags.DEFINE_integer('processes', None, 'several processes: how many')
+    flags.DEFINE_integer('process', None, 'several processes: which one this is, from 0')
 
 
 def run(argv: list[str]) -> None:
     """Reads the flags and runs the mode."""
     try:
+        define_flags()
+        if {'-h', '--help'} & set(argv):
+            print(__doc__ + FLAGS.module_help(sys.modules[__name__]))
+            return
         extra = FLAGS(argv)[1:]
         config = FLAGS.config
+        assert config.method  # a config file that failed to load says so only here
     # What absl and ml_collections raise for a bad flag, file, field or value.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(' '.join(str(error).split())) from None
+        raise UserError(_in_one_line(error)) from None
     if extra:
         raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
     if FLAGS.coordinator is not None:
@@ -54,6 +64,17 @@ def run(argv: list[str]) -> None:
     mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
     step = {} if FLAGS.mode == 'train' else {'step': FLAGS.step}
     mode.run(config, workdir, **step)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, KeyError | AttributeError):
+        # The message is the repr of a message.
+        text = str(error.args[0]).replace('\\n', ' ').replace("\\'", '').strip('\'"')
+        return ' '.join(f'the config has no field {text}'.split())
+    text = ' '.join(str(error).split())
+    return text.removeprefix(
+        'Configuration is not available because of an earlier failure to load: '
+    )
 
 
 def main() -> None:

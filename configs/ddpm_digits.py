@@ -14,7 +14,6 @@ def get_config(variant: str = ''):
     config.sample_every = 1000
     config.checkpoint_every = 1000
     config.data.source = 'digits'
-    config.data.split = 'all'
     config.data.num_classes = 10
     config.model.channels = 24
     config.model.multipliers = (1, 2)

@@ -47,44 +47,46 @@ def default(method: str) -> ml_collections.ConfigDict:
     The result is locked and typed: setting a field that does not exist, or one of another type,
     is an error where it happens.
     """
-    config = ml_collections.ConfigDict({
-        'method': method,
-        'seed': 0,
-        'steps': 1000,  # optimiser steps in all
-        'batch_size': 64,  # images per step, over all devices and processes
-        'log_every': 100,  # steps between lines of metrics
-        'sample_every': 500,  # steps between sample grids; 0: never
-        'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
-        'keep': 3,  # checkpoints kept, the newest ones
-        'init_from': '',  # a diffusers DDPM folder whose weights a new run starts from
-        'data': {
-            'source': 'digits',  # digits, shapes, tfds:NAME, folder:PATH
-            'split': 'train',  # what training reads
-            'eval_split': 'test',  # what --mode=evaluate reads
-            'image_size': 8,  # pixels; images are square
-            'channels': 1,
-            'num_classes': 0,  # labels are 0 .. num_classes-1; 0: labels are not used
-            'fit': 'resize',  # how other sizes become image_size: resize (crop, resize), pad
-            'flip': False,  # mirror half of the training images
-            'tfds_dir': '',  # where TFDS keeps its files; '': its own default
-            'threads': 2,  # reader threads of a process
-            'prefetch': 4,  # batches read ahead
-        },
-        'mesh': {
-            'data': -1,  # copies of the model, each with its share of the batch; -1: the rest
-            'fsdp': 1,  # slices of parameters and optimiser state, batch split over them too
-            'tensor': 1,  # slices of wide layers
-            'rules': (),  # (regex on the parameter's path, axis name or None per dimension)
-        },
-        'sample': {
-            'n': 64,  # images that --mode=sample makes
-            'batch_size': 64,  # at a time; changes nothing but memory and speed
-            'label': -1,  # the class to draw; -1: all in turn
-            'format': 'png',  # png: a file each; npz: one file `samples.npz`
-            'grid': 64,  # images in the grids
-            'knobs': {},  # the sampler's traced numbers, such as eta and guidance
-        },
-    })
+    config = ml_collections.ConfigDict(
+        {
+            'method': method,
+            'seed': 0,
+            'steps': 1000,  # optimiser steps in all
+            'batch_size': 64,  # images per step, over all devices and processes
+            'log_every': 100,  # steps between lines of metrics
+            'sample_every': 500,  # steps between sample grids; 0: never
+            'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
+            'keep': 3,  # checkpoints kept, the newest ones
+            'init_from': '',  # a diffusers DDPM folder whose weights a new run starts from
+            'data': {
+                'source': 'digits',  # digits, shapes, tfds:NAME, folder:PATH
+                'split': 'train',  # what training reads
+                'eval_split': 'test',  # what --mode=evaluate reads
+                'image_size': 8,  # pixels; images are square
+                'channels': 1,
+                'num_classes': 0,  # labels are 0 .. num_classes-1; 0: labels are not used
+                'fit': 'resize',  # how other sizes become image_size: resize (crop, resize), pad
+                'flip': False,  # mirror half of the training images
+                'tfds_dir': '',  # where TFDS keeps its files; '': its own default
+                'threads': 2,  # reader threads of a process
+                'prefetch': 4,  # batches read ahead
+            },
+            'mesh': {
+                'data': -1,  # copies of the model, each with its share of the batch; -1: the rest
+                'fsdp': 1,  # slices of parameters and optimiser state, batch split over them too
+                'tensor': 1,  # slices of wide layers
+                'rules': (),  # (regex on the parameter's path, axis name or None per dimension)
+            },
+            'sample': {
+                'n': 64,  # images that --mode=sample makes
+                'batch_size': 64,  # at a time; changes nothing but memory and speed
+                'label': -1,  # the class to draw; -1: all in turn
+                'format': 'png',  # png: a file each; npz: one file `samples.npz`
+                'grid': 64,  # images in the grids
+                'knobs': {},  # the sampler's traced numbers, such as eta and guidance
+            },
+        }
+    )
     with config.unlocked():
         config.update(method_module(method).defaults())
     return config

@@ -102,7 +102,7 @@ def optimizer(config) -> optax.GradientTransformation:
 
     Args:
       config: `learning_rate`; `warmup`, steps over which it rises linearly from 0 (0: none);
-        `decay_steps`, steps over which a cosine takes it to 0 after the warm-up (0: constant);
+        `decay_steps`, the step, warm-up counted, at which a cosine has taken it to 0 (0: constant);
         `b1`, `b2`, `eps` of Adam; `weight_decay`, decoupled (0: plain Adam); `clip`, the largest
         global gradient norm (0: no clipping).
     """

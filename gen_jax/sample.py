@@ -11,6 +11,7 @@ import numpy as np
 from gen_jax.config import create
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
+from gen_jax.interop import diffusers_ddpm
 from gen_jax.runtime import images, workdir
 from gen_jax.runtime.checkpoint import Checkpoints
 from gen_jax.runtime.program import Program
@@ -46,14 +47,17 @@ def run(config, folder: Path, step: int | None = None) -> None:
 
 
 def initial_state(program: Program):
-    """The state that training starts from: random, or from `config.init_from`."""
-    state = program.init()
-    if program.config.init_from:
-        from gen_jax.interop import diffusers_ddpm
-
-        state = diffusers_ddpm.load_state(program.config.init_from, state)
-        state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, program.state_shape))
-    return state
+    """The state that training starts from: random, or with the weights of `config.init_from`."""
+    config = program.config
+    if not config.init_from:
+        return program.init()
+    if config.method != 'diffusion.gaussian':
+        raise UserError(
+            f'config.init_from={config.init_from!r} is for diffusion.gaussian (a diffusers DDPM '
+            f"folder): config.method={config.method!r} starts from ''"
+        )
+    state = diffusers_ddpm.gaussian_state(config, config.init_from)
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, program.state_shape))
 
 
 def load(program: Program, folder: Path, step: int | None = None):

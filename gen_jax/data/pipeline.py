@@ -16,7 +16,7 @@ def to_float(image: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] to uint8 0..255, rounded and clipped, any shape; undoes `to_float`."""
+    """Float in [-1, 1] to uint8 0..255, rounded and clipped, any shape; undoes `to_float`."""
     return np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 

@@ -35,9 +35,7 @@ class Checkpoints:
             cleanup_tmp_directories=keep is not None,
         )
         handlers = {'state': ocp.StandardCheckpointHandler(), 'data': ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_handlers=handlers
-        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state, data: dict) -> None:
         """Starts to write; returns as soon as the state may be overwritten."""

@@ -88,7 +88,9 @@ class Program:
             name: np.full(len(indices), value, np.float32) for name, value in sample.knobs.items()
         }
         if classes := self.config.data.num_classes:
-            labels = indices % classes if sample.label == -1 else np.full_like(indices, sample.label)
+            labels = (
+                indices % classes if sample.label == -1 else np.full_like(indices, sample.label)
+            )
             condition['label'] = labels.astype(np.int32)
         return condition
 

@@ -4,6 +4,7 @@ Writers speak the interface of `clu.metric_writers`. clu's own need TensorFlow, 
 where it is installed; ours do not.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -125,7 +126,21 @@ def tensorboard_writer(workdir: Path) -> list:
     if importlib.util.find_spec('tensorflow') is None:
         logging.info("no TensorBoard events: they need pip install 'gen_jax[tf]'")
         return []
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its start-up chatter
-    from clu import metric_writers
+    with _silent():
+        from clu import metric_writers
 
-    return [metric_writers.SummaryWriter(str(workdir))]
+        return [metric_writers.SummaryWriter(str(workdir))]
+
+
+@contextlib.contextmanager
+def _silent():
+    """Nothing on standard error: TensorFlow's C++ chats there before anyone can ask it not to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

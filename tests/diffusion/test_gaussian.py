@@ -142,6 +142,7 @@ def test_sampling_uses_the_average():
     np.testing.assert_array_equal(sample(keys(2), state, {}), sample(keys(2), moved, {}))
 
 
+@pytest.mark.slow
 def test_label_dropout_trains_the_null_class():
     """Where every label is hidden, no row but the null class's is moved; where none is, not it."""
     for p, expected in ((0.999, [False, False, False, True]), (0.001, [True, True, True, False])):

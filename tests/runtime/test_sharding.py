@@ -37,7 +37,9 @@ def test_the_shape_rule():
 
 
 def test_a_regex_overrides_the_shape():
-    found = specs(mesh_of(1, 2, 2), {'conv': (64, 128), 'out': (64, 128)}, (('out', (None, 'fsdp')),))
+    found = specs(
+        mesh_of(1, 2, 2), {'conv': (64, 128), 'out': (64, 128)}, (('out', (None, 'fsdp')),)
+    )
     assert found == {'conv': P('fsdp', 'tensor'), 'out': P(None, 'fsdp')}
 
 

@@ -1,0 +1,239 @@
+"""main.py as a person runs it: in a process of its own, by its flags."""
+
+import json
+import random
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DIGITS = f'--config={ROOT}/configs/ddpm_digits.py:tiny'
+VAE = f'--config={ROOT}/configs/vae_fashion_mnist.py:tiny'  # on digits; compiles in seconds
+DCGAN = f'--config={ROOT}/configs/dcgan_fashion_mnist.py:tiny'
+
+
+def fingerprint(done) -> str:
+    assert done.returncode == 0, done.stderr
+    return re.search('fingerprint ([0-9a-f]{64})', done.stdout).group(1)
+
+
+def refusal(done) -> str:
+    """The one line that a user's mistake ends in."""
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith('main.py: ')
+    return lines[0]
+
+
+def test_help_is_readable_and_short(main):
+    done = main('--help')
+    assert done.returncode == 0
+    assert 'python main.py --mode=sample' in done.stdout
+    assert '--workdir' in done.stdout
+    assert len(done.stdout.splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    ('args', 'says'),
+    [
+        (['--mode=trainn'], 'train|sample|evaluate|inspect'),
+        (['--config=missing.py'], 'missing.py'),
+        ([f'{DIGITS[:-4]}tinny'], "did you mean 'tiny'"),
+        (['--config.batchsize=3'], 'batch_size'),
+        (['--config.data.sorce=x'], 'source'),
+        (['--config.batch_size=many'], "'many'"),
+        (['--config.data.image_size=9'], 'multiple of 2'),
+        (['--config.data.channels=3'], 'set config.data.channels=1'),
+        (['--config.data.num_classes=9'], 'has 10 classes'),
+        (['--config.data.source=digit'], "did you mean 'digits'"),
+        (['--config.data.source=folder:/no/such/folder'], '/no/such/folder'),
+        (['--config.sampler.name=ddin'], "did you mean 'ddim'"),
+        (['--config.batch_size=0'], 'config.batch_size=0'),
+        (['--config.mesh.fsdp=2'], 'there are 1'),
+        (['--workdir=/proc/nowhere'], '/proc/nowhere'),
+        (['--mode=sample', '--workdir=/no/such/run'], 'train first'),
+        (['--batch=3'], "'batch'"),
+        (['oops'], "'oops'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(main, tmp_path, args, says):
+    assert says in refusal(main(*args, cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_broken_image_is_named_by_path(main, tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / 'data' / name / '0.png')
+    broken = tmp_path / 'data' / 'b' / '1.png'
+    broken.write_bytes((tmp_path / 'data' / 'a' / '0.png').read_bytes()[:40])
+    line = refusal(
+        main(VAE, f'--config.data.source=folder:{tmp_path}/data', f'--workdir={tmp_path}/run')
+    )
+    assert str(broken) in line
+    assert not (tmp_path / 'run').exists()
+
+
+def test_what_is_no_checkpoint_is_told(main, tmp_path):
+    folder = tmp_path / 'checkpoints' / '7'
+    folder.mkdir(parents=True)
+    (folder / 'junk').write_text('no checkpoint')
+    assert 'readable checkpoint' in main(VAE, f'--workdir={tmp_path}').stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(main, tmp_path, small_disk):
+    done = main(VAE, f'--workdir={small_disk}/run', '--config.steps=500', '--config.keep=100')
+    assert 'No space left' in refusal(done)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, where this machine lets us make one."""
+    import subprocess
+
+    where = tmp_path / 'disk'
+    where.mkdir()
+    made = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(where)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip('needs the right to mount a small tmpfs')
+    yield where
+    subprocess.run(['umount', str(where)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'config', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem
+)
+def test_every_tiny_config_runs_every_mode(main, tmp_path, config):
+    args = (f'--config={config}:tiny', f'--workdir={tmp_path}')
+    trained = fingerprint(main(*args))
+    assert list((tmp_path / 'samples').glob('step_*.png'))
+    done = main(*args, '--mode=sample')
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / 'samples').glob('at_step_*/*.png'))) == 8
+    assert fingerprint(main(*args, '--mode=inspect')) == trained
+    done = main(*args, '--mode=evaluate')
+    if 'dcgan' in config.stem:
+        assert 'has no evaluate_step' in refusal(done)
+    else:
+        assert done.returncode == 0, done.stderr
+        report = json.loads((tmp_path / 'metrics.json').read_text())
+        assert all(np.isfinite(row['value']) for row in report.values())
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_equals_never_stopped(main, tmp_path):
+    args = (
+        '--config.steps=1500',
+        '--config.checkpoint_every=5',
+        '--config.sample_every=0',
+        '--config.log_every=20',
+    )
+    whole = fingerprint(main(VAE, *args, f'--workdir={tmp_path}/whole'))
+    chance = random.Random(0)
+    checkpoints = tmp_path / 'killed' / 'checkpoints'
+    for kill in range(20):
+        seen = set(checkpoints.glob('*')) if checkpoints.exists() else set()
+        process = main(VAE, *args, f'--workdir={tmp_path}/killed', wait=False)
+        if kill % 5:
+            # Once it steps and saves; a save takes a good part of the time.
+            while not set(checkpoints.glob('*')) - seen and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.5))
+        else:
+            time.sleep(chance.uniform(0, 5))  # while it starts, compiles or restores
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, 'the run ended before it was killed'
+    assert fingerprint(main(VAE, *args, f'--workdir={tmp_path}/killed')) == whole
+    steps = [
+        json.loads(line)['step']
+        for line in (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
+    ]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_0_and_the_run_goes_on(main, tmp_path):
+    # A GAN: two networks, two optimisers, batch statistics.
+    args = ('--config.steps=400', '--config.sample_every=0', '--config.checkpoint_every=1000')
+    whole = fingerprint(main(DCGAN, *args, f'--workdir={tmp_path}/whole'))
+    process = main(DCGAN, *args, f'--workdir={tmp_path}/parts', wait=False)
+    metrics = tmp_path / 'parts' / 'metrics.jsonl'
+    while not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert time.monotonic() - asked < 10
+    assert 'stopped and saved before step 400' in out
+    assert fingerprint(main(DCGAN, *args, f'--workdir={tmp_path}/parts')) == whole
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return [row['loss'] for row in rows]
+
+
+def pictures(folder):
+    paths = sorted(folder.glob('samples/at_step_*/*.png'))
+    return np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
+
+
+@pytest.mark.slow
+def test_devices_and_processes_change_nothing(main, tmp_path):
+    args = (DIGITS, '--config.steps=6', '--config.log_every=1', '--config.sample_every=0')
+    eight = ('--config.sample.batch_size=8',)
+
+    def run(name, *more, **options):
+        for mode in ('train', 'sample'):
+            done = main(*args, *more, f'--mode={mode}', f'--workdir={tmp_path}/{name}', **options)
+            assert done.returncode == 0, done.stderr
+
+    run('one')
+    run('eight', *eight, devices=8)
+    run('mesh', *eight, '--config.mesh.fsdp=2', '--config.mesh.tensor=2', devices=8)
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    for mode in ('train', 'sample'):
+        pair = [
+            main(
+                *args,
+                f'--mode={mode}',
+                f'--workdir={tmp_path}/two',
+                f'--coordinator=localhost:{port}',
+                '--processes=2',
+                f'--process={i}',
+                wait=False,
+            )
+            for i in range(2)
+        ]
+        for process in pair:
+            _, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+        port += 1
+    for name in ('eight', 'mesh', 'two'):
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / 'one'), rtol=1e-4)
+        assert np.abs(pictures(tmp_path / name) - pictures(tmp_path / 'one')).max() <= 1
+
+    # A checkpoint of one device goes on with eight, and back.
+    for start, go_on, devices in (('one', 'eight', 8), ('eight', 'one', 1)):
+        more = eight if devices == 8 else ()
+        done = main(
+            *args, *more, '--config.steps=8', f'--workdir={tmp_path}/{start}', devices=devices
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(losses(tmp_path / start)) == 8, go_on
+    np.testing.assert_allclose(losses(tmp_path / 'one'), losses(tmp_path / 'eight'), rtol=1e-4)
