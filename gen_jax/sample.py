@@ -1,5 +1,6 @@
 """--mode=sample: images from a checkpoint, the same ones whatever the batch size and devices."""
 
+import contextlib
 import json
 import logging
 import os
@@ -64,7 +65,8 @@ def load(program: Program, folder: Path, step: int | None = None):
     """(step, state) of a workdir's checkpoint; or of `config.init_from` where it has none."""
     if program.config.init_from and not (folder / 'checkpoints').exists():
         return 0, initial_state(program)
-    restored = Checkpoints(folder / 'checkpoints').restore(program.state_shape, step)
+    with contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
+        restored = checkpoints.restore(program.state_shape, step)
     if restored is None:
         raise UserError(f'no checkpoint in {folder / "checkpoints"}: train first (--mode=train)')
     return restored[:2]

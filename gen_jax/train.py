@@ -1,5 +1,6 @@
 """--mode=train: one loop for every method."""
 
+import contextlib
 import logging
 import math
 import signal
@@ -37,25 +38,22 @@ def run(config, folder: Path) -> None:
     batches = pipeline.train_iterator(config, source, jax.process_index(), jax.process_count())
     workdir.check(config, folder)
     workdir.claim(config, folder)
-    checkpoints = Checkpoints(folder / 'checkpoints', config.keep)
-    restored = checkpoints.restore(program.state_shape)
-    if restored is None:
-        start, state = 0, initial_state(program)
-    else:
-        start, state, position = restored
-        checkpoints.delete_after(start)
-        batches.set_state(position)
-        logging.info('going on from step %d of %s', start, folder)
-    run = Run(program, folder, checkpoints, batches, start)
-    with Interruption() as stop:
-        done, state = run.steps(state, stop)
-    checkpoints.close()
-    if jax.process_index() == 0:
-        run.writers.close()
+    with contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints:
+        restored = checkpoints.restore(program.state_shape)
+        if restored is None:
+            start, state = 0, initial_state(program)
+        else:
+            start, state, position = restored
+            checkpoints.delete_after(start)
+            batches.set_state(position)
+            logging.info('going on from step %d of %s', start, folder)
+        loop = Loop(program, folder, checkpoints, batches, start)
+        with contextlib.closing(loop.writers), Interruption() as stop:
+            done, state = loop.steps(state, stop)
     print_end(config, folder, done, fingerprint(state))
 
 
-class Run:
+class Loop:
     """The loop's surroundings: what happens besides `train_step`."""
 
     def __init__(self, program: Program, folder: Path, checkpoints, batches, start: int):
@@ -103,7 +101,6 @@ class Run:
         for i, row in enumerate(rows):
             for name, value in row.items():
                 if not math.isfinite(value):
-                    self.checkpoints.close()
                     raise UserError(
                         f'{name} is {value} at step {first + i}: the checkpoints before it are '
                         f'kept in {self.folder / "checkpoints"}; lower '

@@ -89,7 +89,7 @@ def test_bad_values_are_named_in_one_line(field, value):
 def test_an_unknown_method_is_named():
     with pytest.raises(UserError, match='no_such_method'):
         default('no_such_method')
-    with pytest.raises(UserError, match='diffusion.no_such'):
+    with pytest.raises(UserError, match=r'diffusion\.no_such'):
         default('diffusion.no_such')
 
 

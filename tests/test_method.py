@@ -66,7 +66,7 @@ def test_grad_norm_is_reported_before_clipping_and_the_step_after_it():
     tx = optimizer(settings(clip=1.0, b1=0.0))
     after, metrics = descend(net(tx), quadratic, tx, 0.9)
     assert float(metrics['grad_norm']) == pytest.approx(5.0)
-    moments = [s.mu for s in jax.tree.leaves(after.opt_state, is_leaf=_adam) if _adam(s)][0]
+    moments = next(s.mu for s in jax.tree.leaves(after.opt_state, is_leaf=_adam) if _adam(s))
     np.testing.assert_allclose(moments['w'], [0.6, 0.8], rtol=1e-6)
 
 

@@ -22,7 +22,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
-        """Opens `folder`; with `keep`, makes it and keeps that many. Reading alone needs no keep."""
+        """Opens `folder`; with `keep`, makes it and keeps that many; without, only reads."""
         self._folder = Path(folder).absolute()
         if keep is None and not self._folder.is_dir():
             raise UserError(

@@ -1,4 +1,4 @@
-"""Random keys as a function of (seed, name, index): none is stored, none depends on a batch size."""
+"""Keys as a function of (seed, name, index): none is stored, none depends on a batch size."""
 
 import zlib
 
@@ -16,5 +16,5 @@ def step_key(seed: int, name: str, step) -> jax.Array:
 
 
 def sample_keys(seed: int, name: str, indices: jax.Array) -> jax.Array:
-    """One key per sample, keys[n]: the i-th depends on (seed, name, indices[i]) and nothing else."""
+    """One key per sample, keys[n]: the i-th depends on (seed, name, indices[i]) alone."""
     return jax.vmap(lambda index: jax.random.fold_in(stream(seed, name), index))(indices)

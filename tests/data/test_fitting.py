@@ -65,7 +65,7 @@ def test_a_broken_image_is_named(content):
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(noise).save(file, 'png')
         content = file.getvalue()[:1000]
-    with pytest.raises(UserError, match='cat.png cannot be read') as error:
+    with pytest.raises(UserError, match=r'cat\.png cannot be read') as error:
         fitting.decode(content, 'cat.png', 3)
     assert '\n' not in str(error.value)
 

@@ -2,6 +2,7 @@ import json
 import pickle
 import subprocess
 import sys
+from itertools import chain
 
 import jax
 import numpy as np
@@ -127,7 +128,9 @@ def test_half_of_the_examples_are_mirrored_with_all_their_maps():
     np.testing.assert_array_equal(maps, mirrored)
     # The same examples are drawn anew in the next epoch.
     epochs = [
-        dict(zip(sum(map(ids, batches[i : i + 2]), []), mirrored[50 * i :], strict=False))
+        dict(
+            zip(chain.from_iterable(map(ids, batches[i : i + 2])), mirrored[50 * i :], strict=False)
+        )
         for i in (0, 2)
     ]
     assert epochs[0].keys() == epochs[1].keys()
@@ -166,7 +169,7 @@ def test_resuming_in_another_process_is_exact():
 
 def test_labels_are_checked_or_unused():
     c = config(num_classes=2)
-    with pytest.raises(UserError, match='example 2 has label 2, expected 0 to 1: .*'):
+    with pytest.raises(UserError, match='example 2 has label 2, expected 0 to 1: '):
         next(pipeline.evaluation_batches(c, Numbers(10), 5))
     unused = next(pipeline.train_iterator(config(num_classes=0), Numbers(10)))
     assert (unused['label'].tolist(), unused['label'].dtype) == ([0] * 4, np.int32)

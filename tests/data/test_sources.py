@@ -75,7 +75,7 @@ def test_digits_are_fitted():
 
 
 @pytest.mark.parametrize(
-    'fields, message',
+    ('fields', 'message'),
     [
         ({'source': 'digit'}, "config.data.source='digit', did you mean 'digits'"),
         ({'source': 'tfds'}, "did you mean 'tfds:NAME'"),
@@ -89,9 +89,9 @@ def test_digits_are_fitted():
     ],
 )
 def test_mistakes_are_told_in_one_line(fields, message):
-    assert pytest.raises(
-        UserError, open_source, data(**fields), fields.get('split', 'train')
-    ).match(message)
+    with pytest.raises(UserError) as error:
+        open_source(data(**fields), fields.get('split', 'train'))
+    assert error.match(message)
 
 
 def test_folder_with_classes(tmp_path):
