@@ -22,9 +22,7 @@ def run(config, folder: Path, step: int | None = None) -> None:
         print(f'{name}:')
         print(parameter_overview.get_parameter_overview(net.params, include_stats=False))
         print(f'{name}: {count(net.params):,} parameters')
-    lowered = program.train_step.lower(0, program.state_shape, spec)
-    flops = (lowered.cost_analysis() or {}).get('flops', float('nan'))
-    print(f'train_step: {flops:.4g} FLOPs for a batch of {config.batch_size}')
+    print(f'train_step: {program.flops(spec):.4g} FLOPs for a batch of {config.batch_size}')
     workdir.check(config, folder)
     if (folder / 'checkpoints').exists():
         step, state = load(program, folder, step)

@@ -44,7 +44,7 @@ def run(config, folder: Path) -> None:
             start, state = 0, initial_state(program)
         else:
             start, state, position = restored
-            checkpoints.delete_after(start)
+            checkpoints.set_aside_after(start)
             batches.set_state(position)
             logging.info('going on from step %d of %s', start, folder)
         loop = Loop(program, folder, checkpoints, batches, start)
@@ -80,10 +80,12 @@ class Loop:
             jax.block_until_ready(self.pending[-AHEAD:][0])
             self.progress.step()
             done = step + 1
-            last = done == config.steps or stop.requested(done)
+            stopping = stop.requested(done)
+            last = stopping or done == config.steps
             if last or done % config.log_every == 0:
                 self.log(done)
-            if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
+            due = config.sample_every and (done % config.sample_every == 0 or done == config.steps)
+            if due and not stopping:
                 self.draw(done, state)
             if last or done % config.checkpoint_every == 0:
                 self.log(done)  # a state with a bad metric is never saved

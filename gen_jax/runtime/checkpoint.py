@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from pathlib import Path
 
 import jax
@@ -88,10 +89,14 @@ class Checkpoints:
             )
         return None
 
-    def delete_after(self, step: int) -> None:
-        """Removes checkpoints newer than `step`: damaged ones that the run will write again."""
+    def set_aside_after(self, step: int) -> None:
+        """Renames what is newer than `step` to damaged_*: the run will write these steps again."""
         for later in [s for s in self._manager.all_steps() if s > step]:
-            self._manager.delete(later)
+            if jax.process_index() == 0:
+                place = self._folder / str(later)
+                place.rename(self._folder / f'damaged_{later}_{time.time_ns()}')
+        multihost_utils.sync_global_devices('set aside')
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits until everything is on disk."""

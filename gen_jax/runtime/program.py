@@ -1,5 +1,7 @@
 """A config made runnable: its method on its mesh, each step under jit with its shardings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,44 +44,49 @@ class Program:
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed
         )
         self.init = jax.jit(init, out_shardings=placed)
-        # Donation lets the new state take the old one's memory.
-        self.train_step = jax.jit(
+        # Donation lets the new state take the old one's memory. The seed is traced in all three:
+        # another one needs no other program.
+        self._train = jax.jit(
             self._train_step,
-            in_shardings=(None, placed, self.batch_sharding),
+            in_shardings=(None, None, placed, self.batch_sharding),
             out_shardings=(placed, self._everywhere),
-            donate_argnums=1,
+            donate_argnums=2,
         )
-        self._sample_step = jax.jit(
-            self._sample, in_shardings=(placed, None, None), out_shardings=self._everywhere
+        self._sample = jax.jit(
+            self._sample_step,
+            in_shardings=(None, placed, None, None),
+            out_shardings=self._everywhere,
         )
-        self._evaluate_step = jax.jit(
-            self._evaluate,
-            in_shardings=(placed, None, self.batch_sharding),
+        self._evaluate = jax.jit(
+            self._evaluate_step,
+            in_shardings=(None, placed, None, self.batch_sharding),
             out_shardings=self._everywhere,
         )
 
-    def _train_step(self, step, state, batch):
-        return self.method.train_step(
-            random.step_key(self.config.seed, 'train', step), state, batch
-        )
+    def _train_step(self, seed, step, state, batch):
+        return self.method.train_step(random.step_key(seed, 'train', step), state, batch)
 
-    def _sample(self, state, indices, condition):
-        keys, condition = self._spread((self._keys('sample', indices), condition))
-        images = self.method.sample_step(keys, state, condition)
+    def _sample_step(self, seed, state, indices, condition):
+        keys = random.sample_keys(seed, 'sample', indices)
+        images = self.method.sample_step(self._spread(keys), state, self._spread(condition))
         return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
-    def _evaluate(self, state, indices, batch):
-        return self.method.evaluate_step(
-            self._spread(self._keys('evaluate', indices)), state, batch
-        )
-
-    def _keys(self, name: str, indices):
-        return random.sample_keys(self.config.seed, name, indices)
+    def _evaluate_step(self, seed, state, indices, batch):
+        keys = random.sample_keys(seed, 'evaluate', indices)
+        return self.method.evaluate_step(self._spread(keys), state, batch)
 
     def _spread(self, tree):
-        return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, self.batch_sharding), tree
-        )
+        spread = functools.partial(jax.lax.with_sharding_constraint, shardings=self.batch_sharding)
+        return jax.tree.map(spread, tree)
+
+    def train_step(self, step: int, state, batch: dict):
+        """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
+        return self._train(self.config.seed, step, state, batch)
+
+    def flops(self, batch_spec: dict) -> float:
+        """Floating-point operations of one train_step, as XLA counts them before optimising."""
+        lowered = self._train.lower(0, 0, self.state_shape, batch_spec)
+        return (lowered.cost_analysis() or {}).get('flops', float('nan'))
 
     def condition(self, indices: np.ndarray) -> dict:
         """What the samples of these indices are asked for: labels in turn, and the knobs."""
@@ -104,10 +111,10 @@ class Program:
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
             filled = np.resize(part, size).astype(np.int32)
-            made = self._sample_step(state, filled, self.condition(filled))
+            made = self._sample(self.config.seed, state, filled, self.condition(filled))
             images.append(np.asarray(made)[: len(part)])
         return np.concatenate(images)
 
     def evaluate(self, state, indices: np.ndarray, batch: dict) -> dict[str, np.ndarray]:
         """The method's numbers for one global batch, each float32 [b]."""
-        return jax.device_get(self._evaluate_step(state, indices, batch))
+        return jax.device_get(self._evaluate(self.config.seed, state, indices, batch))

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 
@@ -29,6 +30,11 @@ def saved(tmp_path):
     return tmp_path
 
 
+def restore(folder, *args):
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return checkpoints.restore(*args)
+
+
 def truncate(folder):
     """Cuts the files that hold the numbers in half."""
     files = [path for path in folder.glob('state/**/d/*') if path.is_file()]
@@ -38,7 +44,7 @@ def truncate(folder):
 
 
 def test_the_newest_comes_back_with_its_data(saved):
-    step, back, data = Checkpoints(saved).restore(shape(state()))
+    step, back, data = restore(saved, shape(state()))
     assert (step, data) == (4, {'next': 40})
     assert fingerprint(back) == fingerprint(state(4.0))
 
@@ -48,14 +54,14 @@ def test_only_the_newest_are_kept(saved):
 
 
 def test_a_step_can_be_asked_for_and_an_unknown_one_is_named(saved):
-    assert Checkpoints(saved).restore(shape(state()), 3)[0] == 3
+    assert restore(saved, shape(state()), 3)[0] == 3
     with pytest.raises(UserError, match=r'no checkpoint of step 1 .*\[2, 3, 4\]'):
-        Checkpoints(saved).restore(shape(state()), 1)
+        restore(saved, shape(state()), 1)
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(saved, caplog):
     truncate(saved / '4')
-    step, back, _ = Checkpoints(saved).restore(shape(state()))
+    step, back, _ = restore(saved, shape(state()))
     assert step == 3
     assert fingerprint(back) == fingerprint(state(3.0))
     assert str(saved / '4') in caplog.text
@@ -65,36 +71,41 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(saved, caplo
 def test_a_checkpoint_with_a_part_missing_is_passed_over(saved, lost):
     path = saved / '4' / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert Checkpoints(saved).restore(shape(state()))[0] == 3
+    assert restore(saved, shape(state()))[0] == 3
 
 
 def test_where_none_is_readable_one_line_says_so(saved):
     for step in (2, 3, 4):
         truncate(saved / str(step))
     with pytest.raises(UserError, match='no readable checkpoint') as error:
-        Checkpoints(saved).restore(shape(state()))
+        restore(saved, shape(state()))
     assert '\n' not in str(error.value)
 
 
 def test_another_config_is_told_by_the_leaves_that_differ(saved):
     with pytest.raises(UserError, match=r'net/w: checkpoint float32\[3, 4\], config float32\[3, 5'):
-        Checkpoints(saved).restore(shape(state(width=5)))
+        restore(saved, shape(state(width=5)))
     extra = {**state(), 'more': jnp.zeros(2)}
     with pytest.raises(UserError, match=r'more: checkpoint has none, config float32\[2\]'):
-        Checkpoints(saved).restore(shape(extra))
+        restore(saved, shape(extra))
 
 
 def test_an_empty_folder_gives_none_and_a_missing_one_an_error(tmp_path):
-    assert Checkpoints(tmp_path / 'new', keep=1).restore(shape(state())) is None
+    with contextlib.closing(Checkpoints(tmp_path / 'new', keep=1)) as checkpoints:
+        assert checkpoints.restore(shape(state())) is None
     with pytest.raises(UserError, match='train first'):
         Checkpoints(tmp_path / 'missing')
 
 
-def test_later_checkpoints_can_be_removed(saved):
+def test_later_checkpoints_are_set_aside_and_their_steps_written_again(saved):
+    truncate(saved / '4')
     checkpoints = Checkpoints(saved, keep=3)
-    checkpoints.delete_after(3)
+    checkpoints.set_aside_after(3)
+    assert checkpoints.restore(shape(state()))[0] == 3
+    checkpoints.save(4, state(44.0), {})
     checkpoints.close()
-    assert Checkpoints(saved).restore(shape(state()))[0] == 3
+    assert fingerprint(restore(saved, shape(state()))[1]) == fingerprint(state(44.0))
+    assert len(list(saved.glob('damaged_4_*'))) == 1
 
 
 def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -108,7 +119,7 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         now = step_fn(now)
     checkpoints.close()
     for step in range(1, 6):
-        _, back, _ = Checkpoints(tmp_path).restore(shape({'x': now}), step)
+        _, back, _ = restore(tmp_path, shape({'x': now}), step)
         assert np.unique(np.asarray(back['x'])).tolist() == [step]
 
 
