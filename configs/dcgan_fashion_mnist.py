@@ -6,7 +6,7 @@ Cost: 20000 steps of 64 images (21 passes over the data); 16 steps/s, 21 minutes
 Number: the paper has none for this data set. Ours: see README.
 """
 
-from gen_jax.config import default, vary
+from gen_jax.config import TINY, default, vary
 
 
 def get_config(variant: str = ''):
@@ -24,19 +24,12 @@ def get_config(variant: str = ''):
     return vary(
         config,
         variant,
-        tiny={
-            'steps': 4,
-            'batch_size': 8,
-            'log_every': 2,
-            'sample_every': 2,
-            'checkpoint_every': 2,
+        tiny=TINY
+        | {
             'data.source': 'digits',
             'data.image_size': 16,
             'data.fit': 'resize',
             'model.width': 4,
             'gan.latent_dim': 8,
-            'sample.n': 8,
-            'sample.batch_size': 4,
-            'sample.grid': 4,
         },
     )

@@ -8,7 +8,7 @@ The nets, the optimiser and the batch are the paper's: 3,576,704 parameters in t
 Number: the paper measures no sample quality. Ours: see README.
 """
 
-from gen_jax.config import default, vary
+from gen_jax.config import TINY, default, vary
 
 
 def get_config(variant: str = ''):
@@ -25,18 +25,11 @@ def get_config(variant: str = ''):
     return vary(
         config,
         variant,
-        tiny={
-            'steps': 4,
-            'batch_size': 8,
-            'log_every': 2,
-            'sample_every': 2,
-            'checkpoint_every': 2,
+        tiny=TINY
+        | {
             'data.source': 'shapes',
             'data.image_size': 16,
             'model.width': 4,
             'gan.latent_dim': 8,
-            'sample.n': 8,
-            'sample.batch_size': 4,
-            'sample.grid': 4,
         },
     )

@@ -56,12 +56,7 @@ def get_config(variant: str = ''):
         'sampler.spacing': 'quadratic',
         'sampler.clip': False,  # as the authors' code
     }
-    tiny = {
-        'steps': 4,
-        'batch_size': 8,
-        'log_every': 1,
-        'sample_every': 4,
-        'checkpoint_every': 2,
+    tiny = base.TINY | {
         'data.source': 'shapes',
         'data.image_size': 8,
         'model.channels': 8,
@@ -73,8 +68,5 @@ def get_config(variant: str = ''):
         'diffusion.beta_max': 0.5,
         'optimizer.warmup': 0,
         'sampler.steps': 5,
-        'sample.n': 8,
-        'sample.batch_size': 4,
-        'sample.grid': 4,
     }
     return base.vary(config, variant, ddim=ddim, tiny=tiny)

@@ -3,7 +3,7 @@
 Command: python main.py --config=configs/ddpm_fashion_mnist.py
 """
 
-from gen_jax.config import default, vary
+from gen_jax.config import TINY, default, vary
 
 
 def get_config(variant: str = ''):
@@ -29,17 +29,10 @@ def get_config(variant: str = ''):
     return vary(
         config,
         variant,
-        tiny={
-            'steps': 4,
-            'batch_size': 8,
-            'log_every': 2,
-            'sample_every': 4,
-            'checkpoint_every': 2,
+        tiny=TINY
+        | {
             'data.source': 'digits',
             'model.channels': 8,
             'sampler.steps': 2,
-            'sample.n': 8,
-            'sample.batch_size': 4,
-            'sample.grid': 8,
         },
     )

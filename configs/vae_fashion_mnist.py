@@ -7,7 +7,7 @@ Number: negative ELBO per image, in nats of cross-entropy with grey levels; the 
 this data set. Ours: see README.
 """
 
-from gen_jax.config import default, vary
+from gen_jax.config import TINY, default, vary
 
 
 def get_config(variant: str = ''):
@@ -24,20 +24,13 @@ def get_config(variant: str = ''):
     return vary(
         config,
         variant,
-        tiny={
-            'steps': 4,
-            'batch_size': 8,
-            'log_every': 2,
-            'sample_every': 2,
-            'checkpoint_every': 2,
+        tiny=TINY
+        | {
             'data.source': 'digits',
             'data.image_size': 8,
             'model.channels': 8,
             'model.hidden': 16,
             'model.latent_dim': 4,
             'optimizer.decay_steps': 4,
-            'sample.n': 8,
-            'sample.batch_size': 4,
-            'sample.grid': 4,
         },
     )

@@ -14,6 +14,18 @@ import ml_collections
 from gen_jax.errors import UserError
 from gen_jax.method import Method
 
+# What every config's variant `tiny` starts from: a run of seconds.
+TINY = {
+    'steps': 4,
+    'batch_size': 8,
+    'log_every': 2,
+    'sample_every': 4,
+    'checkpoint_every': 2,
+    'sample.n': 8,
+    'sample.batch_size': 4,
+    'sample.grid': 8,
+}
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A suggestion such as ", did you mean 'steps'?", or the list of what is known."""
@@ -93,7 +105,7 @@ def default(method: str) -> ml_collections.ConfigDict:
 
 
 def vary(config: ml_collections.ConfigDict, variant: str, **variants: dict):
-    """Applies one of a config's variants: `vary(config, 'tiny', tiny={'steps': 4})`.
+    """Applies one of a config's variants: `vary(config, 'tiny', tiny=TINY | {'seed': 1})`.
 
     Args:
       config: the config, changed in place; it is the variant '' itself.

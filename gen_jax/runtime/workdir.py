@@ -18,6 +18,7 @@ FREE = (
     'keep',
     'init_from',
     'sample',
+    'sampler',
     'mesh',
     'data.eval_split',
     'data.tfds_dir',
