@@ -9,25 +9,26 @@
 A run goes on by itself from the checkpoints of its workdir.
 """
 
-import errno
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from gen_jax.errors import UserError
+from gen_jax.errors import UserError, in_one_line, is_users
+from gen_jax.runtime.sharding import join_processes
 
 MODES = ('train', 'sample', 'evaluate', 'inspect')
-HERE = Path(__file__).resolve().parent
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Not at import: defining `config` reads the command line, and may refuse it."""
-    config = str(HERE / 'configs/ddpm_digits.py')
+    config = str(Path(__file__).resolve().parent / 'configs/ddpm_digits.py')
     config_flags.DEFINE_config_file('config', config, 'FILE[:variant]; its fields: --config.a.b=1')
     flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
     flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/NAME_OF_THE_CONFIG)')
@@ -46,52 +47,37 @@ def run(argv: list[str]) -> None:
             return
         extra = FLAGS(argv)[1:]
         config = FLAGS.config
-        assert config.method  # a config file that failed to load says so only here
-    # What absl and ml_collections raise for a bad flag, file, field or value.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_in_one_line(error)) from None
-    if extra:
-        raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
-    if FLAGS.coordinator is not None:
-        import jax
-
-        address = None if FLAGS.coordinator == 'auto' else FLAGS.coordinator
-        jax.distributed.initialize(address, FLAGS.processes, FLAGS.process)
+        config.seed  # noqa: B018 (a file that failed to load says so only when it is used)
+        if extra:
+            raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
+        if FLAGS.mode == 'train' and FLAGS.step is not None:
+            raise UserError('--step is for other modes: training goes on from the newest')
+        join_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    except UserError:
+        raise
+    # A config file is the user's code, and flags have many ways to be wrong.
+    except Exception as error:
+        raise UserError(in_one_line(error)) from None
     name = Path(config_flags.get_config_filename(FLAGS['config'])).stem
     workdir = Path(FLAGS.workdir or f'runs/{name}').absolute()
-    mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
     step = {} if FLAGS.mode == 'train' else {'step': FLAGS.step}
-    mode.run(config, workdir, **step)
-
-
-def _in_one_line(error: Exception) -> str:
-    if isinstance(error, KeyError | AttributeError):
-        # The message is the repr of a message.
-        text = str(error.args[0]).replace('\\n', ' ').replace("\\'", '').strip('\'"')
-        return ' '.join(f'the config has no field {text}'.split())
-    text = ' '.join(str(error).split())
-    return text.removeprefix(
-        'Configuration is not available because of an earlier failure to load: '
-    )
+    importlib.import_module(f'gen_jax.{FLAGS.mode}').run(config, workdir, **step)
 
 
 def main() -> None:
     """Runs; a user's mistake ends in one line and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    logging.getLogger().handlers[0].addFilter(lambda r: r.name == 'root' or r.levelno > 20)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name == 'root')
+    absl_logging.set_verbosity(absl_logging.FATAL)
     try:
         run(sys.argv)
-    except UserError as error:
-        sys.exit(_refuse(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except (UserError, OSError) as error:
+        if not is_users(error):
             raise
-        sys.exit(_refuse(error))
-
-
-def _refuse(error: Exception) -> int:
-    print(f'main.py: {error}', file=sys.stderr)
-    return 2
+        print(f'main.py: {error}', file=sys.stderr, flush=True)
+        if FLAGS.is_parsed() and FLAGS.coordinator:
+            os._exit(2)  # the other processes wait for this one, and it must not wait for them
+        sys.exit(2)
 
 
 if __name__ == '__main__':

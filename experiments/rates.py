@@ -15,7 +15,6 @@ from ml_collections import config_flags
 
 from gen_jax.config import create
 from gen_jax.data import pipeline, sources
-from gen_jax.runtime import sharding
 from gen_jax.runtime.program import Program
 
 FLAGS = flags.FLAGS
@@ -37,7 +36,7 @@ def seconds(work) -> float:
 def main(_) -> None:
     """Measures and prints."""
     config = FLAGS.config
-    program = Program(config, create(config), pipeline.batch_spec(config))
+    program = Program(config, create(config))
     source = sources.open_source(config.data, config.data.split)
     images = FLAGS.batches * config.batch_size
 
@@ -50,8 +49,7 @@ def main(_) -> None:
     def train():
         nonlocal state
         for step in range(FLAGS.batches):
-            batch = sharding.to_global(next(batches), program.batch_sharding)
-            state, _ = program.train_step(step, state, batch)
+            state, _ = program.train_step(step, state, program.to_global(next(batches)))
         jax.block_until_ready(state)
 
     training = seconds(train)

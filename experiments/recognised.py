@@ -19,7 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 
 from gen_jax.config import create
-from gen_jax.data import pipeline, sources
+from gen_jax.data import sources
+from gen_jax.runtime import workdir
 from gen_jax.runtime.program import Program
 from gen_jax.sample import load
 
@@ -53,7 +54,7 @@ def main(_) -> None:
     classifier.fit(images, labels)
     accuracy = classifier.score(*real(config.data, 'test'))
 
-    program = Program(config, create(config), pipeline.batch_spec(config))
+    program = Program(config, create(config))
     step, state = load(program, folder)
     indices = np.arange(FLAGS.n)
     named = classifier.predict(pixels(program.sample(state, indices)))
@@ -64,7 +65,7 @@ def main(_) -> None:
         'step': step,
         'n': FLAGS.n,
         'seed': config.seed,
-        'sampler': {**config.sample.knobs},
+        'sampler': workdir.plain(config.get('sampler', {})) | {**config.sample.knobs},
         'share_per_class': spread.round(4).tolist(),
         'classes_covered': float((spread >= COVERED).mean()),
     }

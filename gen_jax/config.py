@@ -6,6 +6,7 @@ A config names things and sets numbers; it never computes. Each file of `configs
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -37,14 +38,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def method_module(name: str) -> ModuleType:
     """The module that makes a method: 'diffusion.gaussian' is gen_jax/diffusion/gaussian.py."""
     try:
-        return importlib.import_module(f'gen_jax.{name}')
+        module = importlib.import_module(f'gen_jax.{name}')
     except ModuleNotFoundError as error:
         if not f'gen_jax.{name}'.startswith(error.name or '?'):
             raise
+        module = None
+    if not hasattr(module, 'defaults') or not hasattr(module, 'create'):
         raise UserError(
-            f'config.method={name!r} is not a module of gen_jax; '
+            f'config.method={name!r} is not a method of gen_jax; '
             "expected a path such as 'diffusion.gaussian'"
-        ) from None
+        )
+    return module
 
 
 def create(config: ml_collections.ConfigDict) -> Method:
@@ -128,6 +132,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without data or devices; raises UserError."""
     known = default(config.method)
     _same_fields(config, known, '')
+    require(0 <= config.seed < 2**31, 'seed', config.seed, 'a whole number from 0 to 2**31 - 1')
     for field in ('steps', 'batch_size', 'log_every', 'checkpoint_every', 'keep'):
         require(config[field] >= 1, field, config[field], 'a whole number of at least 1')
     require(config.sample_every >= 0, 'sample_every', config.sample_every, '0 or more')
@@ -148,6 +153,33 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for axis in ('data', 'fsdp', 'tensor'):
         size = config.mesh[axis]
         require(size >= 1 or (axis, size) == ('data', -1), f'mesh.{axis}', size, 'at least 1')
+    _check_rules(config.mesh.rules)
+    _check_optimizer(config.optimizer)
+
+
+def _check_rules(rules: tuple) -> None:
+    expected = "((regex, (axis or None, ...)), ...), such as (('conv', (None, 'fsdp')),)"
+    try:
+        for pattern, spec in rules:
+            re.compile(pattern)
+            tuple(spec)
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f'config.mesh.rules={rules!r} ({error}): expected {expected}') from None
+
+
+def _check_optimizer(optimizer) -> None:
+    def check(field, ok, expected):
+        require(ok(optimizer[field]), f'optimizer.{field}', optimizer[field], expected)
+
+    check('learning_rate', lambda x: x > 0, 'a positive number')
+    for field in ('warmup', 'weight_decay', 'clip'):
+        check(field, lambda x: x >= 0, '0 or more')
+    for field in ('b1', 'b2'):
+        check(field, lambda x: 0 <= x < 1, 'at least 0 and below 1')
+    check('eps', lambda x: x > 0, 'a positive number')
+    warmup = optimizer.warmup
+    expected = f'0 (constant), or more than optimizer.warmup={warmup}'
+    check('decay_steps', lambda x: x == 0 or x > warmup, expected)
 
 
 def _same_fields(config, known, prefix: str) -> None:

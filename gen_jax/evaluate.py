@@ -1,7 +1,5 @@
 """--mode=evaluate: what `evaluate_step` says of every example of the eval split."""
 
-import json
-import os
 from pathlib import Path
 
 import jax
@@ -11,7 +9,7 @@ from gen_jax import __version__
 from gen_jax.config import create
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
-from gen_jax.runtime import sharding, workdir
+from gen_jax.runtime import workdir
 from gen_jax.runtime.program import Program
 from gen_jax.sample import load
 
@@ -22,41 +20,40 @@ def run(config, folder: Path, step: int | None = None) -> None:
     Raises:
       UserError: the method has no evaluate_step, or there is no checkpoint.
     """
-    program = Program(config, create(config), pipeline.batch_spec(config))
+    program = Program(config, create(config))
     if program.method.evaluate_step is None:
         raise UserError(
             f'config.method={config.method!r} has no evaluate_step; methods with one: '
             'autoencoders.vae, diffusion.gaussian'
         )
-    workdir.check(config, folder)
-    step, state = load(program, folder, step)
+    workdir.check(config, folder, after_training=True)
     source = sources.open_source(config.data, config.data.eval_split)
+    step, state = load(program, folder, step)
     columns: dict[str, list] = {}
     done = 0
-    for batch in pipeline.evaluation_batches(
-        config, source, config.batch_size, jax.process_index(), jax.process_count()
-    ):
-        batch = sharding.to_global(batch, program.batch_sharding)
+    for batch in pipeline.evaluation_batches(config, source, config.batch_size, *program.reader):
+        batch = program.to_global(batch)
         indices = np.arange(done, done + config.batch_size, dtype=np.int32)
         real = min(config.batch_size, len(source) - done)
         for name, values in program.evaluate(state, indices, batch).items():
             columns.setdefault(name, []).append(values[:real])
         done += real
+    provenance = {
+        'data': f'{config.data.source} {config.data.eval_split}',
+        'step': step,
+        'seed': config.seed,
+        'init_from': config.init_from,
+        'sampler': workdir.plain(config.get('sampler', {})),
+        'gen_jax': __version__,
+    }
     report = {}
     for name, parts in columns.items():
         values = np.concatenate(parts).astype(np.float64)
-        report[name] = {
-            'value': values.mean(),
-            'standard_error': values.std(ddof=1) / np.sqrt(len(values)),
-            'n': len(values),
-            'data': f'{config.data.source} {config.data.eval_split}',
-            'step': step,
-            'seed': config.seed,
-            'gen_jax': __version__,
-        }
+        n = len(values)
+        error = values.std(ddof=1) / np.sqrt(n)
+        report[name] = {'value': values.mean(), 'standard_error': error, 'n': n, **provenance}
     if jax.process_index() == 0:
-        partial = folder / '.metrics.json.partial'
-        partial.write_text(json.dumps(report, indent=1) + '\n')
-        os.replace(partial, folder / 'metrics.json')
+        folder.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(folder / 'metrics.json', report)
         for name, row in report.items():
             print(f'{name} {row["value"]:.6g} +- {row["standard_error"]:.2g} ({row["n"]} images)')

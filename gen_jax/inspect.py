@@ -6,7 +6,6 @@ import jax
 from clu import parameter_overview
 
 from gen_jax.config import create
-from gen_jax.data import pipeline
 from gen_jax.method import Net
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import fingerprint
@@ -16,14 +15,13 @@ from gen_jax.sample import load
 
 def run(config, folder: Path, step: int | None = None) -> None:
     """Prints each network's parameters with the exact total, FLOPs of a step, the fingerprint."""
-    spec = pipeline.batch_spec(config)
-    program = Program(config, create(config), spec)
+    program = Program(config, create(config))
+    workdir.check(config, folder, after_training=True)
     for name, net in nets(program.state_shape).items():
         print(f'{name}:')
         print(parameter_overview.get_parameter_overview(net.params, include_stats=False))
         print(f'{name}: {count(net.params):,} parameters')
-    print(f'train_step: {program.flops(spec):.4g} FLOPs for a batch of {config.batch_size}')
-    workdir.check(config, folder)
+    print(f'train_step: {program.flops():.4g} FLOPs for a batch of {config.batch_size}')
     if (folder / 'checkpoints').exists():
         step, state = load(program, folder, step)
         print(f'step {step}, state fingerprint {fingerprint(state)}')

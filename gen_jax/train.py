@@ -15,10 +15,10 @@ from jax.experimental import multihost_utils
 from gen_jax.config import create
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
-from gen_jax.runtime import images, sharding, workdir, writer
+from gen_jax.runtime import images, workdir, writer
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
-from gen_jax.sample import initial_state, latent_grids
+from gen_jax.sample import LatentGrids, imported_state
 
 # Steps that may wait on the device: enough to hide the host, too few to run away from it.
 AHEAD = 2
@@ -33,80 +33,90 @@ def run(config, folder: Path) -> None:
     Raises:
       UserError: bad config, data, workdir or checkpoint; or a metric that is not finite.
     """
-    program = Program(config, create(config), pipeline.batch_spec(config))
+    program = Program(config, create(config))
     source = sources.open_source(config.data, config.data.split)
-    batches = pipeline.train_iterator(config, source, jax.process_index(), jax.process_count())
+    batches = pipeline.train_iterator(config, source, *program.reader)
     workdir.check(config, folder)
+    loop = Loop(program, folder, batches)
+    # Read before anything is written, so that a mistake in it leaves nothing behind.
+    imported = imported_state(program) if config.init_from else None
     workdir.claim(config, folder)
     with contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints:
         restored = checkpoints.restore(program.state_shape)
         if restored is None:
-            start, state = 0, initial_state(program)
+            start, state = 0, program.init() if imported is None else imported
         else:
             start, state, position = restored
             checkpoints.set_aside_after(start)
             batches.set_state(position)
             logging.info('going on from step %d of %s', start, folder)
-        loop = Loop(program, folder, checkpoints, batches, start)
-        with contextlib.closing(loop.writers), Interruption() as stop:
-            done, state = loop.steps(state, stop)
-    print_end(config, folder, done, fingerprint(state))
+        del imported
+        with Interruption() as stop, contextlib.closing(loop.begin(start, checkpoints)):
+            done, state = loop.steps(start, state, stop)
+    print_end(program, folder, done, fingerprint(state))
 
 
 class Loop:
-    """The loop's surroundings: what happens besides `train_step`."""
+    """The steps, and what happens between them: numbers, pictures, checkpoints."""
 
-    def __init__(self, program: Program, folder: Path, checkpoints, batches, start: int):
-        self.program, self.folder = program, folder
-        self.checkpoints, self.batches, self.start = checkpoints, batches, start
+    def __init__(self, program: Program, folder: Path, batches):
+        self.program, self.folder, self.batches = program, folder, batches
+        self.latent_grids = LatentGrids(program)
         self.pending = []  # metrics of the steps since the last line, still on the device
-        self.since = time.monotonic()
-        config = program.config
-        self.progress = writer.Progress(start, config.steps, config.batch_size)
-        self.writers = writer.Writers([])
-        if jax.process_index() == 0:
-            lines = writer.JsonlWriter(folder / 'metrics.jsonl', start)
-            events = writer.tensorboard_writer(folder)
-            self.writers = writer.Writers([self.progress, lines, *events])
 
-    def steps(self, state, stop: 'Interruption'):
+    def begin(self, start: int, checkpoints: Checkpoints) -> writer.Writers:
+        """Opens the writers; returns them for the caller to close."""
+        config = self.program.config
+        self.checkpoints, self.writers = checkpoints, writer.Writers([])
+        if jax.process_index() == 0:
+            progress = writer.Progress(start, config.steps, config.batch_size)
+            lines = writer.JsonlWriter(self.folder / 'metrics.jsonl', start)
+            self.writers = writer.Writers(
+                [progress, lines, *writer.tensorboard_writer(self.folder)]
+            )
+        self.since = time.monotonic()
+        return self.writers
+
+    def steps(self, start: int, state, stop: 'Interruption'):
         """Steps until the end or an interruption; returns the steps done and the state."""
         config, program = self.program.config, self.program
-        for step in range(self.start, config.steps):
-            batch = sharding.to_global(next(self.batches), program.batch_sharding)
+        if start >= config.steps:
+            self.draw_if_missing(start, state)
+        for step in range(start, config.steps):
+            batch = program.to_global(next(self.batches))
             state, metrics = program.train_step(step, state, batch)
             del batch
             self.pending.append(metrics)
             jax.block_until_ready(self.pending[-AHEAD:][0])
-            self.progress.step()
+            self.writers.count_step()
             done = step + 1
             stopping = stop.requested(done)
             last = stopping or done == config.steps
             if last or done % config.log_every == 0:
                 self.log(done)
-            due = config.sample_every and (done % config.sample_every == 0 or done == config.steps)
-            if due and not stopping:
+            if config.sample_every and done % config.sample_every == 0 and not stopping:
                 self.draw(done, state)
             if last or done % config.checkpoint_every == 0:
-                self.log(done)  # a state with a bad metric is never saved
+                self.log(done)  # a state whose metrics are not finite is never saved
                 self.checkpoints.save(done, state, self.batches.get_state())
             if last:
+                if not stopping:
+                    self.draw_if_missing(done, state)
                 return done, state
-        return config.steps, state
+        return start, state
 
     def log(self, step: int) -> None:
         """Writes the mean of each metric over the steps since the last line."""
         if not self.pending:
             return
         rows = jax.device_get(self.pending)
-        first = step - len(rows) + 1
-        for i, row in enumerate(rows):
+        for at, row in enumerate(rows, start=step - len(rows) + 1):
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise UserError(
-                        f'{name} is {value} at step {first + i}: the checkpoints before it are '
-                        f'kept in {self.folder / "checkpoints"}; lower '
-                        'config.optimizer.learning_rate or raise its warmup, in another --workdir'
+                        f'{name} is {value} at step {at}: the checkpoints before it are kept in '
+                        f'{self.folder / "checkpoints"}; lower config.optimizer.learning_rate or '
+                        'raise its warmup, in another --workdir'
                     )
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         now = time.monotonic()
@@ -120,20 +130,29 @@ class Loop:
         program = self.program
         if program.method.sample_step is None:
             return
+        jax.block_until_ready(state)
+        start = time.monotonic()
         pictures = {'step': program.sample(state, np.arange(program.config.sample.grid))}
-        pictures |= latent_grids(program, state)
+        pictures |= self.latent_grids(state)
         if jax.process_index() == 0:
             for name, made in pictures.items():
-                columns = None if name == 'step' else 8
-                page = images.grid(made, columns)
+                page = images.grid(made, None if name == 'step' else 8)
                 images.save_png(self.folder / 'samples' / f'{name}_{step:08d}.png', page)
                 self.writers.write_images(step, {name: page[None]})
-        # Drawing is no part of a step's time.
-        self.since = time.monotonic()
+        self.since += time.monotonic() - start  # drawing is no part of a step's time
+
+    def draw_if_missing(self, step: int, state) -> None:
+        """The final grid; also for a run that was stopped after its last step, before drawing."""
+        drawn = (self.folder / 'samples' / f'step_{step:08d}.png').exists()
+        if self.program.config.sample_every and not drawn:
+            self.draw(step, state)
 
 
 class Interruption:
-    """SIGTERM and SIGINT ask for a stop after the step at hand, on every process at once."""
+    """SIGTERM and SIGINT ask for a stop after the step at hand, on every process at once.
+
+    A second signal ends the process there and then; what was saved stays.
+    """
 
     def __enter__(self) -> 'Interruption':
         self._signal = threading.Event()
@@ -141,12 +160,16 @@ class Interruption:
         self._old = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, lambda *_: self._signal.set())
+                self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        while self._old:
+            signal.signal(*self._old.popitem())
+
+    def _handle(self, *_) -> None:
+        self._signal.set()
+        self.__exit__()
 
     def requested(self, step: int) -> bool:
         """Whether to save and stop now."""
@@ -155,14 +178,19 @@ class Interruption:
         return self._signal.is_set()
 
 
-def print_end(config, folder: Path, done: int, digest: str) -> None:
+def print_end(program: Program, folder: Path, done: int, digest: str) -> None:
     """The last lines: what was made, where it lies, what to run next."""
     if jax.process_index():
         return
+    config, method = program.config, program.method
     print(f'step {done}, state fingerprint {digest}')
     if done < config.steps:
         print(f'stopped and saved before step {config.steps}; the same command goes on from here')
         return
-    print(f'pictures:  {folder / "samples"}')
+    if (folder / 'samples').exists():
+        print(f'pictures:  {folder / "samples"}')
     print(f'numbers:   {folder / "metrics.jsonl"}')
-    print(f'next:      the same command with --mode=sample, or --mode=evaluate --workdir={folder}')
+    if method.sample_step is not None:
+        print(f'next:      add --mode=sample to the command for {config.sample.n} images')
+    if method.evaluate_step is not None:
+        print(f'           add --mode=evaluate for numbers on the {config.data.eval_split} split')

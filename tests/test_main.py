@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import socket
 import time
@@ -61,6 +62,15 @@ def test_help_is_readable_and_short(main):
         (['--mode=sample', '--workdir=/no/such/run'], 'train first'),
         (['--batch=3'], "'batch'"),
         (['oops'], "'oops'"),
+        (['--step=3'], '--step'),
+        (['--processes=2', '--process=0'], '--coordinator'),
+        (['--config.seed=-1'], 'config.seed=-1'),
+        (['--config.method=diffusion.unet'], 'is not a method'),
+        (['--config.optimizer.decay_steps=50'], 'optimizer.warmup=100'),
+        (['--config.optimizer.clip=-1'], 'config.optimizer.clip=-1.0'),
+        (['--config.mesh.rules=(1,)'], 'config.mesh.rules'),
+        (['--config.init_from=/no/such/weights'], '/no/such/weights/config.json'),
+        ([f'--config={ROOT}/README.md'], 'README.md'),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(main, tmp_path, args, says):
@@ -85,13 +95,25 @@ def test_what_is_no_checkpoint_is_told(main, tmp_path):
     folder = tmp_path / 'checkpoints' / '7'
     folder.mkdir(parents=True)
     (folder / 'junk').write_text('no checkpoint')
-    assert 'readable checkpoint' in main(VAE, f'--workdir={tmp_path}').stderr
+    done = main(VAE, f'--workdir={tmp_path}')
+    assert done.returncode == 2
+    told = done.stderr.strip().splitlines()
+    assert f'{folder} is damaged' in told[-2]
+    assert 'no readable checkpoint' in told[-1]
+    assert (folder / 'junk').read_text() == 'no checkpoint'
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(main, tmp_path, small_disk):
-    done = main(VAE, f'--workdir={small_disk}/run', '--config.steps=500', '--config.keep=100')
-    assert 'No space left' in refusal(done)
+    sizes = {'small state': '4', 'state larger than the disk': '64'}
+    for name, width in sizes.items():
+        run = f'--workdir={small_disk}/{width}'
+        args = (VAE, run, '--config.keep=100', f'--config.model.channels={width}')
+        done = main(*args, '--config.steps=3000', '--config.log_every=1000')
+        assert 'No space left' in refusal(done), name
+        for path in (small_disk / width).glob('checkpoints/[1-9]*'):
+            assert (path / '_CHECKPOINT_METADATA').exists()
+        shutil.rmtree(small_disk / width)
 
 
 @pytest.fixture

@@ -20,25 +20,20 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def batch_spec(config, source: Source | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the global batch that training reads, without reading it.
+def batch_spec(config) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of what the batches of every source have.
 
     Args:
       config: `batch_size` and `data`.
-      source: with it, the further numeric fields that its examples have; without, `image` and
-        `label` only, which all sources have.
 
     Returns:
-      image float32 [b, s, s, c], label int32 [b], and the source's further fields as they are.
+      image float32 [b, s, s, c], label int32 [b].
     """
     b, s, c = config.batch_size, config.data.image_size, config.data.channels
-    spec = {
+    return {
         'image': jax.ShapeDtypeStruct((b, s, s, c), np.float32),
         'label': jax.ShapeDtypeStruct((b,), np.int32),
     }
-    for name, value in _extras(source[0] if source is not None else {}).items():
-        spec[name] = jax.ShapeDtypeStruct((b, *value.shape), value.dtype)
-    return spec
 
 
 def train_iterator(
@@ -69,6 +64,8 @@ def train_iterator(
     """
     local = _local_slice(config.batch_size, process_index, process_count)
     data = config.data
+    if not len(source):
+        raise UserError(f'{data.source} {data.split!r} has no examples: choose another data.split')
 
     def load(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Drawn for the global batch, so that it does not matter how it is divided.

@@ -8,8 +8,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import jax
 import tensorflow_datasets as tfds
 from absl import logging
+from jax.experimental import multihost_utils
 
 from gen_jax.config import nearest
 from gen_jax.data import fitting
@@ -90,10 +92,11 @@ def prepared(name: str, data_dir: str):
             f"tfds:{name} has no 'image' feature: expected a data set of images, "
             f'this one has {", ".join(features)}'
         )
-    if not is_prepared:
+    if not is_prepared and jax.process_index() == 0:
         logging.info('Preparing tfds:%s in %s, once.', name, builder.data_dir)
         with _quiet():
             _prepare(builder, name, os.path.join(root, 'downloads'))
+    multihost_utils.sync_global_devices(f'{name} prepared')
     return builder
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gen_jax.diffusion import gaussian
@@ -93,7 +94,14 @@ def load_unet(folder: str) -> tuple[UNet, dict]:
             'UNet2DModel.from_pretrained(FOLDER).save_pretrained(FOLDER)'
         )
     size, channels = fields['sample_size'], fields.get('in_channels', 3)
-    return unet, _from_torch(load_file(weights), _shapes(unet, size, channels), weights)
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise UserError(
+            f'{weights} is no safetensors file ({error}): download it whole; a small text file '
+            "there is a pointer that 'git lfs pull' replaces"
+        ) from None
+    return unet, _from_torch(tensors, _shapes(unet, size, channels), weights)
 
 
 def save_unet(unet: UNet, params: dict, image_size: int, folder: str) -> None:
@@ -133,7 +141,8 @@ def gaussian_state(config, folder: str) -> gaussian.State:
     place = f'config.init_from={folder!r}'
     for name in ('channels', 'multipliers', 'blocks', 'attention', 'groups', 'num_classes'):
         theirs, ours = getattr(unet, name), getattr(want, name)
-        if theirs != ours:
+        same = set(theirs) == set(ours) if name == 'attention' else theirs == ours
+        if not same:
             raise UserError(f'{place}: its network has {name}={theirs}, the config makes {ours}')
     channels = params['conv_in']['kernel'].shape[2], unet.out_channels
     if channels != (config.data.channels,) * 2:
@@ -218,6 +227,9 @@ def _unet(fields: dict, place: Path) -> UNet:
             raise UserError(f'{place}: {name}={theirs!r} is not supported, expected {value!r}')
     if not isinstance(fields.get('sample_size'), int):
         raise UserError(f'{place}: sample_size={fields.get("sample_size")!r}, expected pixels')
+    needed = ('down_block_types', 'up_block_types', 'block_out_channels')
+    if missing := [name for name in needed if name not in fields]:
+        raise UserError(f'{place}: {missing[0]!r} is missing, expected a config of UNet2DModel')
     downs, widths = fields['down_block_types'], fields['block_out_channels']
     has = [name == 'AttnDownBlock2D' for name in downs]
     if _block_types(has) != (downs, fields['up_block_types']):

@@ -1,5 +1,6 @@
 """Checkpoints: (state, data iterator, step), written by Orbax, asynchronous and atomic."""
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -42,7 +43,8 @@ class Checkpoints:
         """Starts to write; returns as soon as the state may be overwritten."""
         if step not in self._manager.all_steps():
             args = Args.Composite(state=Args.StandardSave(state), data=Args.JsonSave(data))
-            self._manager.save(step, args=args)
+            with self._told_if_full():
+                self._manager.save(step, args=args)
 
     def restore(self, state, step: int | None = None):
         """The newest checkpoint that is whole, or that of `step`.
@@ -70,10 +72,12 @@ class Checkpoints:
                 self._check_same(saved, state, candidate)
                 args = Args.Composite(state=Args.StandardRestore(state), data=Args.JsonRestore())
                 found = self._manager.restore(candidate, args=args)
-            except UserError:
+            except (UserError, MemoryError, PermissionError):
                 raise
             # Orbax raises whatever the broken part led to: ValueError, KeyError, OSError, ...
             except Exception as error:
+                if 'RESOURCE_EXHAUSTED' in str(error):
+                    raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 logging.warning(
                     'checkpoint %s is damaged (%.160s); trying the one before it',
@@ -100,8 +104,23 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._told_if_full():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told_if_full(self):
+        try:
+            yield
+        # The disk's answer comes through several libraries, each with its own exception.
+        except Exception as error:
+            text = str(error)
+            if not any(sign in text for sign in ('No space left', 'os_error_code', 'Quota')):
+                raise
+            raise UserError(
+                f'cannot write to {self._folder}: No space left on its disk; the checkpoints '
+                'before this one are whole, so make room and run the same command again'
+            ) from None
 
     def _check_same(self, saved, state, step: int) -> None:
         have, want = _leaves(saved), _leaves(state)

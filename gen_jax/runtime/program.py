@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_jax.data import pipeline
 from gen_jax.method import Method
 from gen_jax.runtime import random, sharding
 
@@ -15,27 +16,30 @@ class Program:
 
     Attributes:
       config, method, mesh: as given.
+      batch_spec: the least that a global batch holds, as ShapeDtypeStructs.
       batch_sharding: how a global batch lies on the mesh.
+      reader: (index, count): this process reads slice `index` of a batch cut into `count`.
       state_shape: the state as ShapeDtypeStructs with their shardings.
     """
 
-    def __init__(self, config, method: Method, batch_spec: dict):
+    def __init__(self, config, method: Method):
         """Lays the method's state out on the mesh.
 
         Args:
           config: a validated config.
           method: what it names.
-          batch_spec: the global batch, as ShapeDtypeStructs.
         """
         self.config, self.method = config, method
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_divides(config.batch_size, self.mesh, 'batch_size')
         sharding.check_divides(config.sample.batch_size, self.mesh, 'sample.batch_size')
         self.batch_sharding = sharding.batch_sharding(self.mesh)
+        self.reader = sharding.reader(self.batch_sharding, config.batch_size)
+        self.batch_spec = pipeline.batch_spec(config)
         self._everywhere = sharding.replicated(self.mesh)
 
         def init():
-            batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_spec)
+            batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.batch_spec)
             return method.init(random.stream(config.seed, 'init'), batch)
 
         shapes = jax.eval_shape(init)
@@ -62,6 +66,12 @@ class Program:
             in_shardings=(None, placed, None, self.batch_sharding),
             out_shardings=self._everywhere,
         )
+        self._encode = method.encode and jax.jit(
+            method.encode, in_shardings=(placed, None), out_shardings=self._everywhere
+        )
+        self._decode = method.decode and jax.jit(
+            method.decode, in_shardings=(placed, None, None), out_shardings=self._everywhere
+        )
 
     def _train_step(self, seed, step, state, batch):
         return self.method.train_step(random.step_key(seed, 'train', step), state, batch)
@@ -79,13 +89,17 @@ class Program:
         spread = functools.partial(jax.lax.with_sharding_constraint, shardings=self.batch_sharding)
         return jax.tree.map(spread, tree)
 
+    def to_global(self, batch: dict) -> dict:
+        """The global batch of which each process has read its part (see `reader`)."""
+        return sharding.to_global(batch, self.batch_sharding, self.reader[1])
+
     def train_step(self, step: int, state, batch: dict):
         """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
         return self._train(self.config.seed, step, state, batch)
 
-    def flops(self, batch_spec: dict) -> float:
+    def flops(self) -> float:
         """Floating-point operations of one train_step, as XLA counts them before optimising."""
-        lowered = self._train.lower(0, 0, self.state_shape, batch_spec)
+        lowered = self._train.lower(0, 0, self.state_shape, self.batch_spec)
         return (lowered.cost_analysis() or {}).get('flops', float('nan'))
 
     def condition(self, indices: np.ndarray) -> dict:
@@ -114,6 +128,14 @@ class Program:
             made = self._sample(self.config.seed, state, filled, self.condition(filled))
             images.append(np.asarray(made)[: len(part)])
         return np.concatenate(images)
+
+    def encode(self, state, batch: dict) -> np.ndarray:
+        """The method's latents of a batch that every process holds whole."""
+        return np.asarray(self._encode(state, batch))
+
+    def decode(self, state, latents: np.ndarray) -> np.ndarray:
+        """The method's images of latents that every process holds whole, float32 in [-1, 1]."""
+        return np.asarray(self._decode(state, latents, {}))
 
     def evaluate(self, state, indices: np.ndarray, batch: dict) -> dict[str, np.ndarray]:
         """The method's numbers for one global batch, each float32 [b]."""

@@ -20,6 +20,23 @@ AXES = ('data', 'fsdp', 'tensor')
 SMALLEST_SPLIT = 2**12
 
 
+def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Makes this process one of several, or does nothing where no flag asks for it.
+
+    Args:
+      coordinator: host:port of the first; 'auto' where the cluster knows all three.
+      processes: how many there are.
+      process: which one this is, from 0.
+    """
+    several = (coordinator, processes, process)
+    if coordinator == 'auto':
+        jax.distributed.initialize()
+    elif None not in several:
+        jax.distributed.initialize(*several)
+    elif any(flag is not None for flag in several):
+        raise UserError('--coordinator, --processes and --process go together: set all three')
+
+
 def make_mesh(config, devices: list | None = None) -> Mesh:
     """The mesh of `config.mesh` over all devices of all processes; `data=-1` takes the rest."""
     devices = jax.devices() if devices is None else devices
@@ -101,6 +118,30 @@ def _checked(spec: tuple, shape: tuple, sizes: dict, name: str, pattern: str) ->
     return P(*spec)
 
 
-def to_global(batch, sharding: NamedSharding):
-    """Every process's slice of a batch, as global arrays."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+def reader(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """Which part of a batch this process has to read: slice `index` of `count`.
+
+    Processes that share rows (because `tensor` spans them) read the same slice.
+
+    Raises:
+      UserError: its devices hold rows that are no such slice.
+    """
+    rows = sharding.addressable_devices_indices_map((batch_size,)).values()
+    held = {i for (part,) in rows for i in range(*part.indices(batch_size))}
+    count, rest = divmod(batch_size, len(held))
+    index = min(held) // len(held)
+    if rest or held != set(range(index * len(held), (index + 1) * len(held))):
+        raise UserError(
+            'config.mesh gives a process rows of the batch that do not lie together: make '
+            'data * fsdp a multiple of the number of processes, or tensor one of their devices'
+        )
+    return index, count
+
+
+def to_global(batch, sharding: NamedSharding, count: int):
+    """Global arrays of what each process has read: slices of a batch cut into `count`."""
+
+    def place(x):
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * count, *x.shape[1:]))
+
+    return jax.tree.map(place, batch)

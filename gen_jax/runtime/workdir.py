@@ -25,11 +25,17 @@ FREE = (
     'data.threads',
     'data.prefetch',
 )
+# What may differ, besides, once training is over.
+FREE_AFTER_TRAINING = (*FREE, 'seed', 'batch_size', 'data.split', 'data.flip')
+
+
+def plain(config) -> dict:
+    """A config, or a part of it, with the types that JSON keeps."""
+    return json.loads(ml_collections.ConfigDict(config).to_json_best_effort())
 
 
 def flat(config: ml_collections.ConfigDict) -> dict:
     """{dotted field: value}, with the types that JSON keeps."""
-    plain = json.loads(config.to_json_best_effort())
 
     def walk(part, prefix):
         for name, value in part.items():
@@ -38,24 +44,36 @@ def flat(config: ml_collections.ConfigDict) -> dict:
             else:
                 yield f'{prefix}{name}', value
 
-    return dict(walk(plain, ''))
+    return dict(walk(plain(config), ''))
 
 
-def check(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def write_json(path: Path, value) -> None:
+    """Writes in one stroke: a killed run leaves no half file."""
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_text(json.dumps(value, indent=1) + '\n')
+    os.replace(partial, path)
+
+
+def read_json(path: Path):
+    """Raises UserError where the file is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f'{path} is not JSON: restore it, or move its folder away') from None
+
+
+def check(config: ml_collections.ConfigDict, workdir: Path, after_training: bool = False) -> None:
     """Raises UserError where `workdir` belongs to another config."""
     path = workdir / 'config.json'
     if not path.exists():
         return
-    try:
-        have = json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f'{path} is not JSON: restore it, or choose another --workdir') from None
-    want = flat(config)
+    free = FREE_AFTER_TRAINING if after_training else FREE
+    have, want = read_json(path), flat(config)
     different = [
         f'{name} was {have.get(name, "not there")!r}, is {want.get(name, "not there")!r}'
         for name in dict.fromkeys([*have, *want])
         if have.get(name) != want.get(name)
-        and not any(name == free or name.startswith(f'{free}.') for free in FREE)
+        and not any(name == field or name.startswith(f'{field}.') for field in free)
     ]
     if different:
         more = f' (and {len(different) - 3} more)' if len(different) > 3 else ''
@@ -70,9 +88,7 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            partial = workdir / '.config.json.partial'
-            partial.write_text(json.dumps(flat(config), indent=1) + '\n')
-            os.replace(partial, workdir / 'config.json')
+            write_json(workdir / 'config.json', flat(config))
     except OSError as error:
         raise UserError(
             f'cannot write to {workdir} ({error.strerror}): choose a --workdir that can be written'

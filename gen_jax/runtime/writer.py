@@ -62,8 +62,8 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
 
-    def step(self) -> None:
-        """Counts one step."""
+    def count_step(self) -> None:
+        """Moves the bar."""
         if self._bar is not None:
             self._bar.update()
 
@@ -99,6 +99,12 @@ class Writers:
 
     def __init__(self, writers: list):
         self._writers = writers
+
+    def count_step(self) -> None:
+        """Tells those that show progress."""
+        for writer in self._writers:
+            if isinstance(writer, Progress):
+                writer.count_step()
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """{name: number} at a step."""

@@ -91,9 +91,9 @@ def test_a_batch_may_be_larger_than_the_data():
 def test_batches_have_the_stated_fields():
     source = Numbers(10)
     batch = next(pipeline.train_iterator(config(), source))
-    spec = pipeline.batch_spec(config(), source)
+    spec = pipeline.batch_spec(config())
     assert set(batch) == {'image', 'label', 'map', 'x'}  # text is left out
-    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+    assert {k: (batch[k].shape, batch[k].dtype) for k in spec} == {
         k: (v.shape, v.dtype) for k, v in spec.items()
     }
     assert batch['label'].tolist() == [i % 3 for i in ids(batch)]

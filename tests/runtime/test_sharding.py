@@ -55,6 +55,41 @@ def test_a_mesh_of_the_wrong_size_is_refused():
         sharding.make_mesh(config, jax.devices()[:1])
 
 
+def test_one_process_reads_the_whole_batch():
+    config = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    assert sharding.reader(sharding.batch_sharding(mesh), 6) == (0, 1)
+
+
+class Rows:
+    """A sharding of which this process holds some rows."""
+
+    def __init__(self, *held):
+        self._held = held
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (slice(*rows),) for i, rows in enumerate(self._held)}
+
+
+@pytest.mark.parametrize(
+    ('held', 'expected'),
+    [
+        ([(0, 2), (2, 4)], (0, 2)),
+        ([(4, 6), (6, 8)], (1, 2)),
+        ([(6, 8), (6, 8)], (3, 4)),  # two devices share rows: tensor splits the model over them
+        ([(0, 8), (0, 8)], (0, 1)),  # tensor spans the processes: each reads everything
+    ],
+)
+def test_a_process_reads_the_rows_its_devices_hold(held, expected):
+    assert sharding.reader(Rows(*held), 8) == expected
+
+
+@pytest.mark.parametrize('held', [[(0, 2), (4, 6)], [(1, 3)], [(0, 3)]])
+def test_rows_that_are_no_slice_are_refused(held):
+    with pytest.raises(UserError, match=r'config\.mesh gives a process rows'):
+        sharding.reader(Rows(*held), 8)
+
+
 def test_a_batch_that_does_not_divide_is_refused_with_the_next_that_does():
     with pytest.raises(UserError, match=r'config.batch_size=10 .* 4 parts .* try 12'):
         sharding.check_divides(10, mesh_of(2, 2, 3), 'batch_size')

@@ -30,7 +30,7 @@ def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path):
 
 def test_without_a_terminal_progress_is_plain_lines(capsys):
     progress = writer.Progress(start=0, steps=100, batch_size=10)
-    progress.step()
+    progress.count_step()
     progress.write_scalars(40, {'loss': 0.125, 'steps_per_second': 2.0})
     progress.close()
     out = capsys.readouterr().out
