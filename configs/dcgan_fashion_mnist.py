@@ -12,7 +12,7 @@ from gen_jax.config import TINY, default, vary
 def get_config(variant: str = ''):
     """The config, or its variant `tiny`."""
     config = default('gans.dcgan')
-    config.steps = 20000
+    config.steps = 10000
     config.batch_size = 64
     config.log_every = 100
     config.sample_every = 2000

@@ -24,6 +24,7 @@ def get_config(variant: str = ''):
     config.diffusion.label_dropout = 0.1
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup = 100
+    config.optimizer.decay_steps = 3000
     config.ema_decay = 0.995
     config.sampler.name = 'ddim'
     config.sampler.steps = 50

@@ -13,7 +13,7 @@ from gen_jax.config import TINY, default, vary
 def get_config(variant: str = ''):
     """The config, or its variant `tiny`."""
     config = default('autoencoders.vae')
-    config.steps = 7000
+    config.steps = 5000
     config.batch_size = 128
     config.log_every = 100
     config.sample_every = 1000
