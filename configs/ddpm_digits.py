@@ -26,6 +26,7 @@ def get_config(variant: str = ''):
     config.optimizer.warmup = 100
     config.optimizer.decay_steps = 3000
     config.ema_decay = 0.995
+    config.sample.knobs.guidance = 1.5
     config.sampler.name = 'ddim'
     config.sampler.steps = 50
     return vary(

@@ -20,7 +20,7 @@ def get_config(variant: str = ''):
     config.checkpoint_every = 1000
     config.data.source = 'tfds:fashion_mnist'
     config.data.image_size = 28
-    config.optimizer.decay_steps = 7000
+    config.optimizer.decay_steps = 5000
     return vary(
         config,
         variant,
