@@ -1,6 +1,10 @@
-"""Class-conditional DDPM on scikit-learn's 1,797 handwritten digits: the main job.
+"""Class-conditional DDPM (Ho et al. 2020) on 1,501 handwritten digits: the main job.
 
-Command: python main.py
+    python main.py
+
+Cost: 3,000 steps of 64 images; 2 minutes on 2 CPU cores, from the command to the last grid.
+Network: 396,697 parameters.
+Number: the paper has none for this data. Ours: see README.
 """
 
 from gen_jax.config import TINY, default, vary
@@ -20,7 +24,7 @@ def get_config(variant: str = ''):
     config.model.blocks = 1
     config.model.attention = (4,)
     config.model.dropout = 0.0
-    config.model.groups = 8
+    config.model.groups = 4
     config.diffusion.label_dropout = 0.1
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup = 100

@@ -10,7 +10,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gen_jax.config import create
@@ -35,6 +35,7 @@ def seconds(work) -> float:
 
 def main(_) -> None:
     """Measures and prints."""
+    logging.set_verbosity(logging.ERROR)
     config = FLAGS.config
     program = Program(config, create(config))
     source = sources.open_source(config.data, config.data.split)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
