@@ -47,6 +47,7 @@ def real(data, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def main(_) -> None:
     """Trains the classifier, samples, reports."""
+    logging.set_verbosity(logging.ERROR)
     config, folder = FLAGS.config, Path(FLAGS.workdir).absolute()
     images, labels = real(config.data, 'train')
     # 99% of the variance in few numbers makes the kernel fast and loses no accuracy.
