@@ -39,6 +39,8 @@ def get_config(variant: str = ''):
         tiny=TINY
         | {
             'model.channels': 8,
+            'diffusion.timesteps': 20,
+            'diffusion.beta_max': 0.5,
             'sampler.steps': 2,
         },
     )

@@ -38,6 +38,8 @@ def get_config(variant: str = ''):
         | {
             'data.source': 'digits',
             'model.channels': 8,
+            'diffusion.timesteps': 20,
+            'diffusion.beta_max': 0.5,
             'sampler.steps': 2,
         },
     )
