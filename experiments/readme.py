@@ -42,12 +42,16 @@ def recognised(run: Path) -> str:
 
 
 def covered(run: Path) -> str:
-    """How many classes an unconditional model's samples have."""
+    """How many classes a GAN's samples have, and how well its discriminator did over time."""
     found = json.loads((run / 'recognised.json').read_text())
     shares = found['share_per_class']
+    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    told = [(row['d_real_accuracy'] + row['d_fake_accuracy']) / 2 for row in rows]
+    over_time = ', '.join(f'{told[i]:.0%}' for i in (0, len(told) // 4, len(told) // 2, -1))
     return (
         f'{found["classes_covered"]:.0%} of classes covered (each at least 2% of '
-        f'{found["n"]:,} samples; shares {min(shares):.1%} to {max(shares):.1%})'
+        f'{found["n"]:,} samples; shares {min(shares):.1%} to {max(shares):.1%}); '
+        f'discriminator right on {over_time} of images at the start, a quarter, half and the end'
     )
 
 
