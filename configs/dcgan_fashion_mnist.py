@@ -2,7 +2,8 @@
 
     python main.py --config=configs/dcgan_fashion_mnist.py --workdir=runs/dcgan_fashion_mnist
 
-Cost: 10,000 steps of 64 images (11 passes over the data); about 11 minutes on 2 CPU cores.
+Cost: 10,000 steps of 64 images (11 passes over the data); 20 minutes on 2 CPU cores
+that other work shared.
 Number: the paper has none for this data set. Ours: see README.
 """
 
