@@ -2,7 +2,8 @@
 
     python main.py --config=configs/ddpm_fashion_mnist.py --workdir=runs/ddpm_fashion_mnist
 
-Cost: 6,000 steps of 64 images (6 passes over the data); 52 minutes on 2 CPU cores that other work shared.
+Cost: 6,000 steps of 64 images (6 passes over the data); 52 minutes on 2 CPU cores
+that other work shared.
 Network: 1,018,321 parameters.
 Number: the paper has none for this data set. Ours: see README. The average of the weights still
 holds a seventh of the first, random ones after 2,000 steps: until then grids show noise.
