@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from gen_jax.errors import UserError
 
 Args = ocp.args
+MARGIN = 1 << 20  # bytes of a checkpoint beside its arrays: metadata, file system blocks
 
 
 class Checkpoints:
@@ -44,6 +46,8 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             args = Args.Composite(state=Args.StandardSave(state), data=Args.JsonSave(data))
             with self._told_if_full():
+                self._manager.wait_until_finished()  # for the free space to be what is left
+                self._check_room(state)
                 self._manager.save(step, args=args)
 
     def restore(self, state, step: int | None = None):
@@ -108,6 +112,20 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
+    def _check_room(self, state) -> None:
+        # Asked beforehand, because Orbax's writing threads print a traceback each when they fail.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if free < size + MARGIN:
+            raise UserError(f'{self._full} ({size:,} bytes and {MARGIN:,} beside; {free:,} free)')
+
+    @property
+    def _full(self) -> str:
+        return (
+            f'cannot write to {self._folder}: No space left on its disk; the checkpoints '
+            'before this one are whole, so make room and run the same command again'
+        )
+
     @contextlib.contextmanager
     def _told_if_full(self):
         try:
@@ -117,10 +135,7 @@ class Checkpoints:
             text = str(error)
             if not any(sign in text for sign in ('No space left', 'os_error_code', 'Quota')):
                 raise
-            raise UserError(
-                f'cannot write to {self._folder}: No space left on its disk; the checkpoints '
-                'before this one are whole, so make room and run the same command again'
-            ) from None
+            raise UserError(self._full) from None
 
     def _check_same(self, saved, state, step: int) -> None:
         have, want = _leaves(saved), _leaves(state)
