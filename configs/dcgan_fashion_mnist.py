@@ -22,6 +22,9 @@ def get_config(variant: str = ''):
     config.data.image_size = 32
     config.data.fit = 'pad'
     config.model.width = 32
+    config.eval.network = 'fashion_mnist'
+    config.eval.metrics = ('fid', 'kid', 'prdc', 'modes', 'diversity')
+    config.eval.n = 10_000
     return vary(
         config,
         variant,
@@ -32,5 +35,6 @@ def get_config(variant: str = ''):
             'data.fit': 'resize',
             'model.width': 4,
             'gan.latent_dim': 8,
+            'eval.metrics': ('diversity',),
         },
     )

@@ -23,6 +23,7 @@ def get_config(variant: str = ''):
     config.data.source = 'folder:PATH'
     config.data.image_size = 64
     config.data.channels = 3
+    config.eval.metrics = ('fid', 'kid', 'prdc', 'diversity')
     return vary(
         config,
         variant,
@@ -32,5 +33,6 @@ def get_config(variant: str = ''):
             'data.image_size': 16,
             'model.width': 4,
             'gan.latent_dim': 8,
+            'eval.metrics': ('diversity',),
         },
     )

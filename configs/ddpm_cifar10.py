@@ -50,6 +50,8 @@ def get_config(variant: str = ''):
     config.sampler.variance = 'fixed_large'
     config.sampler.steps = 1000
 
+    config.eval.metrics = ('fid', 'is')
+
     ddim = {
         'sampler.name': 'ddim',
         'sampler.steps': 50,
@@ -68,5 +70,6 @@ def get_config(variant: str = ''):
         'diffusion.beta_max': 0.5,
         'optimizer.warmup': 0,
         'sampler.steps': 5,
+        'eval.metrics': ('per_example',),
     }
     return base.vary(config, variant, ddim=ddim, tiny=tiny)

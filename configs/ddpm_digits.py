@@ -33,6 +33,11 @@ def get_config(variant: str = ''):
     config.sample.knobs.guidance = 1.5
     config.sampler.name = 'ddim'
     config.sampler.steps = 50
+    config.eval.network = 'digits'
+    config.eval.metrics = ('per_example', 'fid', 'kid', 'prdc', 'accuracy', 'modes')
+    config.eval.n = 1501
+    config.eval.every = 3000
+    config.eval.every_metrics = ('fid', 'prdc', 'accuracy')
     return vary(
         config,
         variant,
@@ -42,5 +47,6 @@ def get_config(variant: str = ''):
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
             'sampler.steps': 2,
+            'eval.every': 4,
         },
     )

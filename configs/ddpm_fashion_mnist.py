@@ -32,6 +32,9 @@ def get_config(variant: str = ''):
     config.optimizer.decay_steps = 6000
     config.ema_decay = 0.999
     config.sample.knobs.guidance = 2.0
+    config.eval.network = 'fashion_mnist'
+    config.eval.metrics = ('fid', 'kid', 'prdc', 'accuracy', 'modes')
+    config.eval.n = 10_000
     return vary(
         config,
         variant,
@@ -42,5 +45,6 @@ def get_config(variant: str = ''):
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
             'sampler.steps': 2,
+            'eval.network': 'digits',
         },
     )

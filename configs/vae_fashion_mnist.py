@@ -22,6 +22,9 @@ def get_config(variant: str = ''):
     config.data.source = 'tfds:fashion_mnist'
     config.data.image_size = 28
     config.optimizer.decay_steps = 5000
+    config.eval.network = 'fashion_mnist'
+    config.eval.metrics = ('per_example', 'reconstruction', 'fid', 'kid', 'prdc', 'modes')
+    config.eval.n = 10_000
     return vary(
         config,
         variant,
@@ -33,5 +36,7 @@ def get_config(variant: str = ''):
             'model.hidden': 16,
             'model.latent_dim': 4,
             'optimizer.decay_steps': 4,
+            'eval.network': 'digits',
+            'eval.metrics': ('per_example', 'fid', 'kid', 'prdc', 'modes'),
         },
     )

@@ -25,6 +25,8 @@ TINY = {
     'sample.n': 8,
     'sample.batch_size': 4,
     'sample.grid': 8,
+    'eval.n': 16,
+    'eval.every_n': 16,
 }
 
 
@@ -101,6 +103,26 @@ def default(method: str) -> ml_collections.ConfigDict:
                 'grid': 64,  # images in the grids
                 'knobs': {},  # the sampler's traced numbers, such as eta and guidance
             },
+            'eval': {
+                # per_example (what evaluate_step says of the eval split), reconstruction (of it);
+                # of samples: fid, sfid, kid, is, prdc, accuracy, modes, diversity, path_length
+                'metrics': ('per_example',),
+                'network': 'inception',  # that samples are seen through; or digits, fashion_mnist
+                'weights': '',  # its file; '': the cache, or a download
+                'resize': 'tf1',  # how images reach Inception's size: tf1, pytorch_fid, clean
+                'dims': 2048,  # which of Inception's features: 2048, 768, 192, 64
+                'reference': '',  # the real images: a split ('': data.split), or an .npz
+                'n': 50_000,  # samples to judge
+                'batch_size': 50,  # images at a time through the network
+                # Between two images: ssim, or LPIPS over alex, vgg or squeeze
+                'perceptual': 'ssim',
+                'perceptual_weights': '',  # file of that network; '': the cache, or a download
+                'perceptual_heads': '',  # file of LPIPS's linear heads; '': likewise
+                'every': 0,  # steps between evaluations in training; 0: none
+                'every_metrics': (),  # of them
+                'every_n': 1000,  # samples of them
+                'best': '',  # such as 'lowest fid_digits': whose checkpoint is kept in best/
+            },
         }
     )
     with config.unlocked():
@@ -150,11 +172,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
         sample.label,
         f'-1 (all in turn) or a class below data.num_classes={data.num_classes}',
     )
+    _check_eval(config.eval)
     for axis in ('data', 'fsdp', 'tensor'):
         size = config.mesh[axis]
         require(size >= 1 or (axis, size) == ('data', -1), f'mesh.{axis}', size, 'at least 1')
     _check_rules(config.mesh.rules)
     _check_optimizer(config.optimizer)
+
+
+def _check_eval(options) -> None:
+    for field in ('n', 'every_n'):
+        require(options[field] >= 2, f'eval.{field}', options[field], 'at least 2 images')
+    require(options.batch_size >= 1, 'eval.batch_size', options.batch_size, 'at least 1')
+    require(options.every >= 0, 'eval.every', options.every, '0 (never) or more')
+    require(
+        bool(options.every) == bool(options.every_metrics),
+        'eval.every_metrics',
+        options.every_metrics,
+        'some where eval.every is set, and () where it is 0',
+    )
+    best = options.best
+    expected = "'lowest NAME' or 'highest NAME', and eval.every > 0; or ''"
+    well_formed = re.fullmatch(r'(lowest|highest) \w+', best) and options.every
+    require(not best or well_formed, 'eval.best', best, expected)
 
 
 def _check_rules(rules: tuple) -> None:

@@ -1,59 +1,112 @@
-"""--mode=evaluate: what `evaluate_step` says of every example of the eval split."""
+"""--mode=evaluate: every number that `config.eval.metrics` names, with where it comes from."""
 
+import contextlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from gen_jax import __version__
-from gen_jax.config import create
-from gen_jax.data import pipeline, sources
+from gen_jax.config import create, nearest
 from gen_jax.errors import UserError
+from gen_jax.judge import Judge
 from gen_jax.runtime import workdir
+from gen_jax.runtime.checkpoint import Checkpoints
 from gen_jax.runtime.program import Program
-from gen_jax.sample import load
+from gen_jax.sample import claimed, load, stored
 
 
-def run(config, folder: Path, step: int | None = None) -> None:
-    """Writes metrics.json: the mean of each number over the eval split, with its standard error.
+def run(config, folder: Path, step: str | None = None) -> None:
+    """Writes metrics.json: {name: value, spread, n, provenance}.
+
+    Samples are drawn into samples/ of `folder`, as --mode=sample draws them; a run that was stopped
+    goes on from those that are there.
 
     Raises:
-      UserError: the method has no evaluate_step, or there is no checkpoint.
+      UserError: a metric that the method, the data or the network cannot give, missing weights or
+        images, or no checkpoint.
     """
     program = Program(config, create(config))
-    if program.method.evaluate_step is None:
-        raise UserError(
-            f'config.method={config.method!r} has no evaluate_step; methods with one: '
-            'autoencoders.vae, diffusion.gaussian'
-        )
     workdir.check(config, folder, after_training=True)
-    source = sources.open_source(config.data, config.data.eval_split)
+    judge = Judge(program, config.eval.metrics)
     step, state = load(program, folder, step)
-    columns: dict[str, list] = {}
-    done = 0
-    for batch in pipeline.evaluation_batches(config, source, config.batch_size, *program.reader):
-        batch = program.to_global(batch)
-        indices = np.arange(done, done + config.batch_size, dtype=np.int32)
-        real = min(config.batch_size, len(source) - done)
-        for name, values in program.evaluate(state, indices, batch).items():
-            columns.setdefault(name, []).append(values[:real])
-        done += real
-    provenance = {
-        'data': f'{config.data.source} {config.data.eval_split}',
-        'step': step,
-        'seed': config.seed,
-        'init_from': config.init_from,
-        'sampler': workdir.plain(config.get('sampler', {})),
-        'gen_jax': __version__,
-    }
-    report = {}
-    for name, parts in columns.items():
-        values = np.concatenate(parts).astype(np.float64)
-        n = len(values)
-        error = values.std(ddof=1) / np.sqrt(n)
-        report[name] = {'value': values.mean(), 'standard_error': error, 'n': n, **provenance}
+    images = iter(())
+    if judge.of_samples:
+        images = stored(program, state, claimed(config, folder, step, state), config.eval.n)
+    rows = judge(step, state, images)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(folder / 'metrics.json', report)
-        for name, row in report.items():
-            print(f'{name} {row["value"]:.6g} +- {row["standard_error"]:.2g} ({row["n"]} images)')
+        workdir.write_json(folder / 'metrics.json', rows)
+        print_rows(rows)
+
+
+class Trials:
+    """`config.eval.every`: numbers while training goes on, and the best checkpoint by one of them.
+
+    Each leaves evaluations/step_*.json in the workdir; the best state so far lies in best/.
+    """
+
+    def __init__(self, program: Program, folder: Path):
+        """Opens what the numbers need, so that what is missing is told before the first step."""
+        self._program, self._folder, options = program, folder, program.config.eval
+        self._judge = Judge(program, options.every_metrics) if options.every else None
+        self._sign, self._best = 0, ''
+        if options.best:
+            which, self._best = options.best.split()
+            self._sign = 1 if which == 'lowest' else -1
+            if self._best not in self._judge.given():
+                raise UserError(
+                    f'config.eval.best={options.best!r}: eval.every_metrics does not give it'
+                    f'{nearest(self._best, self._judge.given())}'
+                )
+
+    def due(self, step: int) -> bool:
+        """Whether the numbers of a step are wanted."""
+        every = self._program.config.eval.every
+        return bool(every and step and step % every == 0)
+
+    def __call__(self, step: int, state, data: dict) -> dict[str, dict]:
+        """The numbers of a state; saves it, with the position in the data, where it is the best."""
+        rows = self._judge(step, state, self._samples(state))
+        if self._best:
+            self._keep_best(step, state, data, rows[self._best]['value'])
+        return rows
+
+    def record(self, step: int, rows: dict[str, dict]) -> None:
+        """Leaves the numbers of a step on disk."""
+        self._path(step).parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(self._path(step), rows)
+
+    def recorded(self, step: int) -> dict[str, dict]:
+        """What was found at a step, {} where nothing was."""
+        return workdir.read_json(self._path(step)) if self._path(step).exists() else {}
+
+    def _path(self, step: int) -> Path:
+        return self._folder / 'evaluations' / f'step_{step:08d}.json'
+
+    def _samples(self, state) -> Iterator[np.ndarray]:
+        n, size = self._program.config.eval.every_n, self._program.config.sample.batch_size
+        for start in range(0, n, size):
+            yield self._program.sample(state, np.arange(start, min(start + size, n)))
+
+    def _keep_best(self, step: int, state, data: dict, value: float) -> None:
+        path = self._folder / 'best.json'
+        have = workdir.read_json(path) if path.exists() else {}
+        # A run that goes on from before its best finds it again, and nothing better on the way.
+        beaten = have.get('metric') == self._best and self._sign * (value - have['value']) >= 0
+        if beaten or not math.isfinite(value):
+            return
+        with contextlib.closing(Checkpoints(self._folder / 'best', keep=1)) as checkpoints:
+            checkpoints.save(step, state, data)
+        if jax.process_index() == 0:
+            workdir.write_json(path, {'metric': self._best, 'value': value, 'step': step})
+
+
+def print_rows(rows: dict[str, dict]) -> None:
+    """A line for each number."""
+    for name, row in rows.items():
+        spread = row.get('standard_error', row.get('standard_deviation'))
+        beside = f' +- {spread:.2g}' if spread is not None else ''
+        floor = f'; real images {row["floor"]:.6g} ({row["floor_n"]})' if 'floor' in row else ''
+        print(f'{name} {row["value"]:.6g}{beside} ({row["n"]} images{floor})')

@@ -13,7 +13,7 @@ from gen_jax.runtime.program import Program
 from gen_jax.sample import load
 
 
-def run(config, folder: Path, step: int | None = None) -> None:
+def run(config, folder: Path, step: str | None = None) -> None:
     """Prints each network's parameters with the exact total, FLOPs of a step, the fingerprint."""
     program = Program(config, create(config))
     workdir.check(config, folder, after_training=True)

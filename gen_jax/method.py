@@ -33,6 +33,7 @@ class Method(NamedTuple):
       encode: (state, batch) -> latents [b, ...], deterministic.
       decode: (state, latents, condition) -> images [b, h, w, c] in [-1, 1], deterministic.
       denoise: (state, x_t, t, condition) -> estimate of the clean image, shaped like x_t.
+      latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
     """
 
     init: Callable
@@ -42,6 +43,7 @@ class Method(NamedTuple):
     encode: Callable | None = None
     decode: Callable | None = None
     denoise: Callable | None = None
+    latent_dim: int | None = None
 
 
 class Net(struct.PyTreeNode):

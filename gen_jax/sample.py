@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,11 +15,14 @@ from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
 from gen_jax.runtime import images, workdir
-from gen_jax.runtime.checkpoint import Checkpoints
+from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
 
+# Images in a file of a sampling that is under way: what a killed run loses at most.
+PART = 256
 
-def run(config, folder: Path, step: int | None = None) -> None:
+
+def run(config, folder: Path, step: str | None = None) -> None:
     """Writes `config.sample.n` images, and grids, to samples/ of `folder`.
 
     Image i depends on (seed, i), the checkpoint and the knobs. Stopped and started again, it makes
@@ -33,8 +37,7 @@ def run(config, folder: Path, step: int | None = None) -> None:
     workdir.check(config, folder, after_training=True)
     latent_grids = LatentGrids(program)
     step, state = load(program, folder, step)
-    out = folder / 'samples' / f'at_step_{step:08d}_seed_{config.seed}'
-    _claim(out, config, step)
+    out = claimed(config, folder, step, state)
     if config.sample.format == 'png':
         _draw_pngs(program, state, out)
     else:
@@ -60,9 +63,18 @@ def imported_state(program: Program):
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding, program.state_shape))
 
 
-def load(program: Program, folder: Path, step: int | None = None):
-    """(step, state) of a workdir's checkpoint; or of `config.init_from` where it has none."""
-    place = folder / 'checkpoints'
+def load(program: Program, folder: Path, step: str | None = None):
+    """(step, state) of a workdir's checkpoint; or of `config.init_from` where it has none.
+
+    Args:
+      program: of the workdir's config.
+      folder: the workdir.
+      step: a number; 'best', which `config.eval.best` kept; None takes the newest.
+    """
+    if step not in (None, 'best') and not step.isdecimal():
+        raise UserError(f"--step={step!r}: expected a number, or 'best'")
+    place = folder / ('best' if step == 'best' else 'checkpoints')
+    step = int(step) if step and step.isdecimal() else None
     if place.is_dir():
         with contextlib.closing(Checkpoints(place)) as checkpoints:
             restored = checkpoints.restore(program.state_shape, step)
@@ -73,11 +85,16 @@ def load(program: Program, folder: Path, step: int | None = None):
     raise UserError(f'no checkpoints in {place}: train first (--mode=train, same --workdir)')
 
 
-def _claim(out: Path, config, step: int) -> None:
-    """Refuses a folder whose images were made with other settings; leaves settings.json there."""
+def claimed(config, folder: Path, step: int, state) -> Path:
+    """The folder for a checkpoint's samples, with settings.json in it.
+
+    Raises:
+      UserError: it holds images that were made with other settings.
+    """
+    out = folder / 'samples' / f'at_step_{step:08d}_seed_{config.seed}'
     decides = ('sample.label', 'sample.knobs.', 'sampler.', 'diffusion.', 'init_from')
     settings = {k: v for k, v in workdir.flat(config).items() if k.startswith(decides)}
-    settings['step'] = step
+    settings |= {'step': step, 'state': fingerprint(state)}
     path = out / 'settings.json'
     have = workdir.read_json(path) if path.exists() else settings
     different = [name for name in settings if have.get(name) != settings[name]]
@@ -92,6 +109,7 @@ def _claim(out: Path, config, step: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
         workdir.write_json(path, settings)
     multihost_utils.sync_global_devices('settings written')
+    return out
 
 
 def _draw_pngs(program: Program, state, out: Path) -> None:
@@ -109,35 +127,57 @@ def _draw_pngs(program: Program, state, out: Path) -> None:
                 images.save_png(out / f'{i:06d}.png', image)
 
 
+def stored(program: Program, state, out: Path, n: int) -> Iterator[np.ndarray]:
+    """Images 0 .. n-1, `PART` at a time, as they lie in `out`; those that are missing are drawn.
+
+    Every process gets all of them; they need to see the same folder.
+
+    Yields:
+      uint8 [up to PART, h, w, c].
+    """
+    whole = _whole(out)
+    ranges = [(start, min(start + PART, n)) for start in range(0, n, PART)]
+    parts = [out / f'part_{start}_{stop}.npy' for start, stop in ranges]
+    missing = [stop > len(whole) and not parts[i].exists() for i, (_, stop) in enumerate(ranges)]
+    # Everyone has looked before anyone writes.
+    multihost_utils.sync_global_devices('missing parts listed')
+    for (start, stop), part, is_missing in zip(ranges, parts, missing, strict=True):
+        if stop <= len(whole):
+            yield whole[start:stop]
+        elif is_missing:
+            made = program.sample(state, np.arange(start, stop))
+            if jax.process_index() == 0:
+                partial = part.with_suffix('.partial.npy')
+                np.save(partial, made)
+                os.replace(partial, part)
+            yield made
+        else:
+            yield np.load(part)
+
+
+def _whole(out: Path) -> np.ndarray:
+    """The images of samples.npz, or none."""
+    if not (out / 'samples.npz').exists():
+        return np.zeros((0,), np.uint8)
+    with np.load(out / 'samples.npz') as made:
+        return made['images']
+
+
 def _draw_npz(program: Program, state, out: Path) -> None:
     """One file `samples.npz` with `images` uint8 [n, h, w, c], and `label` where there are any.
 
     Until all are there they lie in parts, named by the indices they hold.
     """
-    sample = program.config.sample
-    whole = out / 'samples.npz'
-    if whole.exists():
-        with np.load(whole) as made:
-            if len(made['images']) == sample.n:
-                return
-    starts = range(0, sample.n, sample.batch_size)
-    parts = [out / f'part_{i}_{min(i + sample.batch_size, sample.n)}.npy' for i in starts]
-    missing = [not part.exists() for part in parts]
-    multihost_utils.sync_global_devices('missing parts listed')
-    for start, part, is_missing in zip(starts, parts, missing, strict=True):
-        if is_missing:
-            made = program.sample(state, np.arange(start, min(start + sample.batch_size, sample.n)))
-            if jax.process_index() == 0:
-                partial = part.with_suffix('.partial.npy')
-                np.save(partial, made)
-                os.replace(partial, part)
+    n = program.config.sample.n
+    if len(_whole(out)) == n:
+        return
+    arrays = {'images': np.concatenate(list(stored(program, state, out, n)))}
+    condition = program.condition(np.arange(n))
+    if 'label' in condition:
+        arrays['label'] = condition['label']
     if jax.process_index() == 0:
-        arrays = {'images': np.concatenate([np.load(part) for part in parts])}
-        condition = program.condition(np.arange(sample.n))
-        if 'label' in condition:
-            arrays['label'] = condition['label']
         np.savez(out / 'samples.partial.npz', **arrays)
-        os.replace(out / 'samples.partial.npz', whole)
+        os.replace(out / 'samples.partial.npz', out / 'samples.npz')
         for part in out.glob('part_*'):
             part.unlink()
 

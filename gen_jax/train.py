@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from gen_jax.config import create
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
+from gen_jax.evaluate import Trials, print_rows
 from gen_jax.runtime import images, workdir, writer
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
@@ -54,6 +55,8 @@ def run(config, folder: Path) -> None:
         with Interruption() as stop, contextlib.closing(loop.begin(start, checkpoints)):
             done, state = loop.steps(start, state, stop)
     print_end(program, folder, done, fingerprint(state))
+    if jax.process_index() == 0:
+        print_rows(loop.trials.recorded(done))
 
 
 class Loop:
@@ -62,6 +65,7 @@ class Loop:
     def __init__(self, program: Program, folder: Path, batches):
         self.program, self.folder, self.batches = program, folder, batches
         self.latent_grids = LatentGrids(program)
+        self.trials = Trials(program, folder)
         self.pending = []  # metrics of the steps since the last line, still on the device
 
     def begin(self, start: int, checkpoints: Checkpoints) -> writer.Writers:
@@ -80,6 +84,8 @@ class Loop:
     def steps(self, start: int, state, stop: 'Interruption'):
         """Steps until the end or an interruption; returns the steps done and the state."""
         config, program = self.program.config, self.program
+        if not self.trials.recorded(start):  # the last run was stopped before it
+            self.evaluate(start, state)
         if start >= config.steps:
             self.draw_if_missing(start, state)
         for step in range(start, config.steps):
@@ -96,6 +102,8 @@ class Loop:
                 self.log(done)
             if config.sample_every and done % config.sample_every == 0 and not stopping:
                 self.draw(done, state)
+            if not stopping:
+                self.evaluate(done, state)
             if last or done % config.checkpoint_every == 0:
                 self.log(done)  # a state whose metrics are not finite is never saved
                 self.checkpoints.save(done, state, self.batches.get_state())
@@ -124,6 +132,18 @@ class Loop:
         self.pending, self.since = [], now
         self.writers.write_scalars(step, means)
         self.writers.flush()
+
+    def evaluate(self, step: int, state) -> None:
+        """The numbers of `config.eval`, where they are due."""
+        if self.trials.due(step):
+            start = time.monotonic()
+            self.log(step)  # a state whose metrics are not finite is never judged
+            rows = self.trials(step, state, self.batches.get_state())
+            self.writers.write_scalars(step, {name: row['value'] for name, row in rows.items()})
+            self.writers.flush()
+            if jax.process_index() == 0:
+                self.trials.record(step, rows)
+            self.since += time.monotonic() - start  # judging is no part of a step's time
 
     def draw(self, step: int, state) -> None:
         """Writes the sample grid, and what else this method can show."""
@@ -189,8 +209,7 @@ def print_end(program: Program, folder: Path, done: int, digest: str) -> None:
         return
     if (folder / 'samples').exists():
         print(f'pictures:  {folder / "samples"}')
-    print(f'numbers:   {folder / "metrics.jsonl"}')
+    print(f'log:       {folder / "metrics.jsonl"}')
     if method.sample_step is not None:
         print(f'next:      add --mode=sample to the command for {config.sample.n} images')
-    if method.evaluate_step is not None:
-        print(f'           add --mode=evaluate for numbers on the {config.data.eval_split} split')
+    print(f'numbers:   add --mode=evaluate for {", ".join(config.eval.metrics)}')

@@ -107,7 +107,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state
     bad = int(str(error.value).split('at step ')[1].split(':')[0])
     steps = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
     assert max(steps) < bad
-    inspect.run(state_at_3, tmp_path, step=3)
+    inspect.run(state_at_3, tmp_path, step='3')
     assert fingerprint(capsys) == good
 
 

@@ -240,7 +240,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
         z = jnp.broadcast_to(temperature, len(keys))[:, None] * normal(keys, latent_dim)  # [n, d]
         return decode(state, z, condition)  # [n, h, w, c]
 
-    return Method(init, train_step, sample_step, evaluate_step, encode, decode)
+    return Method(
+        init, train_step, sample_step, evaluate_step, encode, decode, latent_dim=latent_dim
+    )
 
 
 def _module(config) -> VAE:

@@ -269,10 +269,13 @@ def create(config: ml_collections.ConfigDict) -> Method:
     def sample_step(keys, state, condition):
         temperature = condition.get('temperature', config.sample.knobs.temperature)
         z = jax.vmap(lambda key: jax.random.normal(key, (game.latent_dim,)))(keys)  # [n, d]
-        z = jnp.broadcast_to(temperature, len(keys))[:, None] * z
-        return game.generator.apply(state.generator.variables(ema=True), z, train=False)
+        return decode(state, jnp.broadcast_to(temperature, len(keys))[:, None] * z, condition)
 
-    return Method(init, train_step, sample_step)
+    def decode(state, latents, condition):
+        del condition
+        return game.generator.apply(state.generator.variables(ema=True), latents, train=False)
+
+    return Method(init, train_step, sample_step, decode=decode, latent_dim=game.latent_dim)
 
 
 def _game(config) -> Game:

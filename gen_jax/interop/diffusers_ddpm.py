@@ -12,13 +12,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gen_jax.diffusion import gaussian
 from gen_jax.diffusion.unet import UNet
 from gen_jax.errors import UserError
+from gen_jax.interop import tensors as torch_tensors
 from gen_jax.method import Net, optimizer
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
@@ -68,7 +69,6 @@ SCHEDULE = {
     'rescale_betas_zero_snr': (False, False),
 }
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'bias': 'bias'}
 
 
 def load_unet(folder: str) -> tuple[UNet, dict]:
@@ -157,12 +157,13 @@ def gaussian_state(config, folder: str) -> gaussian.State:
 
 def torch_name(path: tuple[str, ...]) -> str:
     """('down_0_resnet_1', 'conv1', 'kernel') -> 'down_blocks.0.resnets.1.conv1.weight'."""
-    *modules, leaf = path
-    name = '.'.join(modules)
+    return _diffusers_name(torch_tensors.torch_name(path))
+
+
+def _diffusers_name(name: str) -> str:
     name = re.sub(r'^mid_([a-z]+)_(\d+)', r'mid_block.\1s.\2', name)
     name = re.sub(r'^(down|up)_(\d+)_([a-z]+)_(\d+)', r'\1_blocks.\2.\3s.\4', name)
-    name = re.sub(r'to_out$', 'to_out.0', name)
-    return f'{name}.{LEAVES[leaf]}'
+    return re.sub(r'to_out\.([a-z]+)$', r'to_out.0.\1', name)
 
 
 def _to_torch(path: tuple[str, ...], x: np.ndarray) -> np.ndarray:
@@ -176,23 +177,10 @@ def _to_torch(path: tuple[str, ...], x: np.ndarray) -> np.ndarray:
 
 def _from_torch(tensors: dict, shapes: dict, place: Path) -> dict:
     tensors = {_new_name(name): tensor for name, tensor in tensors.items()}
-    paths = {torch_name(path): path for path in shapes}
-    for what, names in (
-        ('lacks', sorted(paths.keys() - tensors.keys())),
-        ('has, beyond what config.json describes,', sorted(tensors.keys() - paths.keys())),
-    ):
-        if names:
-            raise UserError(f'{place} {what} {len(names)} tensors: {", ".join(names[:3])}')
-    params = {}
-    for name, path in paths.items():
-        x, shape = tensors[name], shapes[path].shape
-        if path[-1] == 'kernel':
-            x = x.reshape(x.shape[:2]) if len(shape) == 2 and x.shape[2:] == (1, 1) else x
-            x = np.moveaxis(x, (0, 1), (-1, -2))  # [out, in, ...] -> [..., in, out]
-        if x.shape != shape:
-            raise UserError(f'{place}: {name} becomes {x.shape}, config.json describes {shape}')
-        params[path] = x.astype(np.float32)
-    return unflatten_dict(params)
+    variables = torch_tensors.to_variables(
+        tensors, {'params': shapes}, place, _diffusers_name, described='config.json describes'
+    )
+    return variables['params']
 
 
 def _new_name(name: str) -> str:
@@ -202,9 +190,9 @@ def _new_name(name: str) -> str:
 
 
 def _shapes(unet: UNet, size: int, channels: int) -> dict:
-    """{path: shape and dtype} of the parameters; nothing is computed."""
+    """Shapes and dtypes of the parameters; nothing is computed."""
     x, t, label = jnp.zeros((1, size, size, channels)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    return flatten_dict(jax.eval_shape(unet.init, jax.random.key(0), x, t, label)['params'])
+    return jax.eval_shape(unet.init, jax.random.key(0), x, t, label)['params']
 
 
 def _read_json(path: Path) -> dict:

@@ -97,6 +97,12 @@ class Program:
         """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
         return self._train(self.config.seed, step, state, batch)
 
+    def evaluated(self) -> list[str]:
+        """The names of the numbers that `evaluate` gives."""
+        indices = jax.ShapeDtypeStruct((self.config.batch_size,), np.int32)
+        spec = self.state_shape, indices, self.batch_spec
+        return sorted(jax.eval_shape(self._evaluate, 0, *spec))
+
     def flops(self) -> float:
         """Floating-point operations of one train_step, as XLA counts them before optimising."""
         lowered = self._train.lower(0, 0, self.state_shape, self.batch_spec)

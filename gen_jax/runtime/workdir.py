@@ -19,6 +19,7 @@ FREE = (
     'init_from',
     'sample',
     'sampler',
+    'eval',
     'mesh',
     'data.eval_split',
     'data.tfds_dir',

@@ -68,19 +68,18 @@ class Progress:
             self._bar.update()
 
     def write_scalars(self, step: int, scalars: dict) -> None:
-        """Shows the numbers; `steps_per_second` becomes images/s and the time left."""
+        """Shows the numbers; `steps_per_second`, if any, becomes images/s and the time left."""
         shown = dict(scalars)
-        rate = shown.pop('steps_per_second')
+        rate = shown.pop('steps_per_second', None)
         shown = '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
+        if rate is not None:
+            speed = f'{rate * self._batch_size:.0f} images/s'
+            left = math.ceil((self._steps - step) / rate)
+            shown = f'{shown}  {speed}  left {left // 60}:{left % 60:02d}'
         if self._bar is not None:
-            self._bar.set_postfix_str(f'{rate * self._batch_size:.0f} images/s  {shown}')
-            return
-        left = math.ceil((self._steps - step) / rate)
-        print(
-            f'step {step}/{self._steps}  {shown}  {rate * self._batch_size:.0f} images/s  '
-            f'left {left // 60}:{left % 60:02d}',
-            flush=True,
-        )
+            self._bar.set_postfix_str(shown)
+        else:
+            print(f'step {step}/{self._steps}  {shown}', flush=True)
 
     def write_images(self, step: int, images: dict) -> None:
         """A terminal shows none."""

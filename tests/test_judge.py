@@ -1,0 +1,250 @@
+"""The numbers of `config.eval`, in the modes evaluate and train."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax import evaluate, judge, sample, train
+from gen_jax.config import create, default
+from gen_jax.data import sources
+from gen_jax.errors import UserError
+from gen_jax.metrics.features.extract import open_extractor
+from gen_jax.metrics.fid import Moments, fid
+from gen_jax.runtime.program import Program
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory):
+    """Every test of this file compiles the same steps: once is enough."""
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.getbasetemp() / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    yield
+    jax.config.update('jax_compilation_cache_dir', None)
+
+
+def small(**changes):
+    """An autoencoder of a few thousand parameters on the digits, judged by their classifier."""
+    config = default('autoencoders.vae')
+    config.update_from_flattened_dict(
+        {
+            'steps': 6,
+            'batch_size': 8,
+            'log_every': 2,
+            'sample_every': 0,
+            'checkpoint_every': 3,
+            'data.num_classes': 10,
+            'model.channels': 4,
+            'model.latent_dim': 2,
+            'sample.batch_size': 64,
+            'eval.network': 'digits',
+            'eval.metrics': ('fid', 'prdc', 'accuracy', 'modes'),
+            'eval.n': 300,
+            'eval.every_n': 64,
+            **changes,
+        }
+    )
+    return config
+
+
+def in_training(**changes):
+    return small(**{'eval.every': 2, 'eval.every_metrics': ('fid',), **changes})
+
+
+def report(folder):
+    return json.loads((folder / 'metrics.json').read_text())
+
+
+@pytest.fixture
+def trained(tmp_path):
+    train.run(small(), tmp_path)
+    return tmp_path
+
+
+def test_fid_is_that_of_the_samples_and_says_where_it_comes_from(trained):
+    evaluate.run(small(), trained)
+    rows = report(trained)
+    names = ('fid', 'precision', 'recall', 'f1', 'density', 'coverage', 'accuracy', 'modes')
+    assert sorted(rows) == sorted(f'{name}_digits' for name in names)
+    # By hand, from the images that --mode=sample writes.
+    config = small(**{'sample.n': 300, 'sample.format': 'npz', 'sample.batch_size': 7})
+    sample.run(config, trained)
+    with np.load(trained / 'samples/at_step_00000006_seed_0/samples.npz') as made:
+        samples = made['images']
+    look = open_extractor('digits', batch_size=11)
+    real, test = (
+        np.concatenate(list(judge.images_of(sources.open_source(config.data, split))))
+        for split in ('train', 'test')
+    )
+    real, test, samples = (Moments.of(look(x)['pool']) for x in (real, test, samples))
+    row = rows['fid_digits']
+    assert row['value'] == pytest.approx(fid(real, samples), rel=1e-6)
+    assert row['floor'] == pytest.approx(fid(real, test), rel=1e-6)
+    assert row['floor'] < 0.2 * row['value']
+    assert (row['n'], row['n_reference'], row['floor_n']) == (300, 1501, 296)
+    assert row['reference'] == 'digits train'
+    assert row['network'] == 'digits'
+    assert len(row['weights_sha256']) == 64
+    assert (row['step'], row['seed'], row['ema']) == (6, 0, True)
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(trained, monkeypatch):
+    evaluate.run(small(), trained)
+    whole = report(trained)
+    (out,) = (trained / 'samples').glob('at_step_*')
+    parts = sorted(out.glob('part_*.npy'))
+    assert len(parts) == 2
+    parts[1].unlink()
+    drawn, draw = [], Program.sample
+
+    def spy(self, state, indices):
+        drawn.append(len(indices))
+        return draw(self, state, indices)
+
+    monkeypatch.setattr(Program, 'sample', spy)
+    evaluate.run(small(), trained)
+    assert drawn == [300 - sample.PART]
+    assert report(trained) == whole
+
+
+def test_samples_of_another_training_are_not_judged(trained):
+    evaluate.run(small(), trained)
+    (out,) = (trained / 'samples').glob('at_step_*')
+    settings = json.loads((out / 'settings.json').read_text())
+    settings['state'] = 'of other weights'
+    (out / 'settings.json').write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r'other settings \(state was'):
+        evaluate.run(small(), trained)
+
+
+def test_saved_statistics_serve_as_the_reference(trained, tmp_path):
+    evaluate.run(small(**{'eval.metrics': ('fid',)}), trained)
+    value = report(trained)['fid_digits']['value']
+    source = sources.open_source(small().data, 'train')
+    real = np.concatenate(list(judge.images_of(source)))
+    moments = Moments.of(open_extractor('digits')(real)['pool'])
+    np.savez(tmp_path / 'real.npz', mu=moments.mu, sigma=moments.sigma)
+    changes = {'eval.metrics': ('fid',), 'eval.reference': str(tmp_path / 'real.npz')}
+    evaluate.run(small(**changes), trained)
+    row = report(trained)['fid_digits']
+    assert row['value'] == pytest.approx(value, rel=1e-9)
+    assert row['reference'] == str(tmp_path / 'real.npz')
+    assert 'floor' not in row
+    changes['eval.metrics'] = ('kid',)
+    with pytest.raises(UserError, match='kid'):
+        evaluate.run(small(**changes), trained)
+
+
+def test_training_evaluates_and_keeps_the_best(tmp_path):
+    config = in_training(**{'eval.best': 'lowest fid_digits'})
+    train.run(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    found = {line['step']: line['fid_digits'] for line in lines if 'fid_digits' in line}
+    assert sorted(found) == [2, 4, 6]
+    best = json.loads((tmp_path / 'best.json').read_text())
+    assert best['value'] == min(found.values())
+    assert found[best['step']] == best['value']
+    assert [p.name for p in (tmp_path / 'best').iterdir() if p.name.isdigit()] == [
+        str(best['step'])
+    ]
+    for step, value in found.items():
+        rows = json.loads((tmp_path / f'evaluations/step_{step:08d}.json').read_text())
+        assert rows['fid_digits']['value'] == value
+    # The kept state is the judged one.
+    changes = {'eval.metrics': ('fid',), 'eval.n': 64}
+    evaluate.run(small(**changes), tmp_path, step='best')
+    row = report(tmp_path)['fid_digits']
+    assert row['step'] == best['step']
+    assert row['value'] == pytest.approx(best['value'], rel=1e-6)
+
+
+def test_the_highest_may_be_the_best(tmp_path):
+    metrics = {'eval.every_metrics': ('per_example',)}
+    train.run(in_training(**{**metrics, 'eval.best': 'highest elbo'}), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    best = json.loads((tmp_path / 'best.json').read_text())
+    assert best['value'] == max(line['elbo'] for line in lines if 'log_likelihood' in line)
+
+
+def test_a_resumed_run_evaluates_like_one_that_never_stopped(tmp_path):
+    best = {'eval.best': 'lowest fid_digits'}
+    train.run(in_training(**best), tmp_path / 'whole')
+    # Stopped after step 3, of which there is a checkpoint, and after having evaluated step 4.
+    train.run(in_training(steps=4, **best), tmp_path / 'stopped')
+    checkpoint = tmp_path / 'stopped/checkpoints/4'
+    checkpoint.rename(tmp_path / 'stopped/checkpoints/lost')
+    train.run(in_training(**best), tmp_path / 'stopped')
+    for name in ('best.json', 'evaluations/step_00000004.json', 'evaluations/step_00000006.json'):
+        assert (tmp_path / 'stopped' / name).read_text() == (tmp_path / 'whole' / name).read_text()
+    numbers = []
+    for run in ('whole', 'stopped'):
+        lines = (tmp_path / run / 'metrics.jsonl').read_text().splitlines()
+        lines = [json.loads(line) for line in lines]
+        numbers.append([(x['step'], x['fid_digits']) for x in lines if 'fid_digits' in x])
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'eval.metrics': ('fidd',)}, "did you mean 'fid'"),
+        ({'eval.metrics': ()}, 'name some of'),
+        ({'eval.metrics': ('accuracy',), 'data.num_classes': 0}, 'num_classes'),
+        ({'eval.metrics': ('modes',), 'eval.network': 'inception'}, 'digits or fashion_mnist'),
+        ({'eval.metrics': ('sfid',)}, 'no spatial features'),
+        ({'eval.network': 'digit'}, "did you mean 'digits'"),
+        ({'eval.network': 'fashion_mnist'}, '28x28'),
+        ({'eval.metrics': ('path_length',)}, "eval.perceptual to 'vgg'"),
+        ({'eval.network': 'inception', 'eval.metrics': ('fid',), 'eval.resize': 'tf2'}, 'tf1'),
+        ({'eval.reference': 'no_such.npz'}, 'no_such.npz does not exist'),
+        ({'eval.reference': 'tset'}, "did you mean 'test'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_one_line(changes, says):
+    config = small(**changes)
+    program = Program(config, create(config))
+    images = [np.zeros((2, 8, 8, 1), np.uint8)] * 4
+
+    def ask():
+        judge.Judge(program, config.eval.metrics)(0, None, iter(images))
+
+    with pytest.raises(UserError, match=says) as error:
+        ask()
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'eval.best': 'fid_digits'}, 'lowest NAME'),
+        ({'eval.best': 'lowest fid_digit'}, "did you mean 'fid_digits'"),
+        ({'eval.best': 'lowest fid_digits', 'eval.every': 0}, 'eval.every'),
+        ({'eval.every_metrics': ()}, 'eval.every_metrics'),
+        ({'eval.every_n': 1}, 'eval.every_n'),
+    ],
+)
+def test_mistakes_in_evaluation_are_told_before_training(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        train.run(in_training(**changes), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_method_without_samples_says_so():
+    config = default('metrics.features.classifier')
+    config.data.num_classes = 10
+    config.eval.metrics = ('fid',)
+    with pytest.raises(UserError, match='has no sample_step'):
+        judge.Judge(Program(config, create(config)), config.eval.metrics)
+
+
+def test_diversity_of_collapsed_samples_is_nought(tmp_path):
+    config = default('gans.dcgan')
+    config.update_from_flattened_dict(
+        {'data.image_size': 16, 'model.width': 4, 'eval.metrics': ('diversity',)}
+    )
+    asked = judge.Judge(Program(config, create(config)), config.eval.metrics)
+    one = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 1), np.uint8)
+    rows = asked(0, None, iter([np.repeat(one, 20, 0)]))
+    assert rows['diversity_ssim']['value'] == pytest.approx(0, abs=1e-6)
+    assert rows['diversity_ssim']['floor'] > 0.3
