@@ -32,7 +32,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file('config', config, 'FILE[:variant]; its fields: --config.a.b=1')
     flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
     flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/NAME_OF_THE_CONFIG)')
-    flags.DEFINE_integer('step', None, 'the checkpoint to take (default: the newest)', 0)
+    flags.DEFINE_string('step', None, 'the checkpoint to take: a number, or best (default: newest)')
     flags.DEFINE_string('coordinator', None, 'several processes: host:port of the first, or auto')
     flags.DEFINE_integer('processes', None, 'several processes: how many')
     flags.DEFINE_integer('process', None, 'several processes: which one this is, from 0')

@@ -108,5 +108,6 @@ def print_rows(rows: dict[str, dict]) -> None:
     for name, row in rows.items():
         spread = row.get('standard_error', row.get('standard_deviation'))
         beside = f' +- {spread:.2g}' if spread is not None else ''
-        floor = f'; real images {row["floor"]:.6g} ({row["floor_n"]})' if 'floor' in row else ''
-        print(f'{name} {row["value"]:.6g}{beside} ({row["n"]} images{floor})')
+        real = next(((row[k], row[f'{k}_n']) for k in ('floor', 'real') if k in row), None)
+        told = f'; real images: {real[0]:.6g} ({real[1]})' if real else ''
+        print(f'{name} {row["value"]:.6g}{beside} ({row["n"]} images{told})')

@@ -15,6 +15,7 @@ from gen_jax import __version__
 from gen_jax.config import nearest
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
+from gen_jax.interop.weights import find, sha256
 from gen_jax.metrics import compare, lpips, path_length, sets
 from gen_jax.metrics.accuracy import accuracy
 from gen_jax.metrics.diversity import dissimilarity, diversity
@@ -101,7 +102,7 @@ class Judge:
             self._extractor = open_extractor(*look, options.batch_size, program.mesh)
             self._reference = Reference(config, [x for x in self._compared if x != 'is'])
         if {*PERCEPTUAL} & {*names}:
-            self._distance = open_distance(options)
+            self._distance, self._seen_by = open_distance(options)
             self._real_images = sources.open_source(config.data, config.data.eval_split)
 
     def __call__(self, step: int, state, images: Iterable[np.ndarray]) -> dict[str, dict]:
@@ -197,10 +198,11 @@ class Judge:
 
     def _diversity(self, images: np.ndarray) -> dict[str, dict]:
         measure = functools.partial(diversity, distance=self._distance, pairs=PAIRS)
-        value = measure(pipeline.to_float(images))['diversity']
-        row = {'value': value, 'n': len(images), 'pairs': PAIRS, 'distance': self._perceptual}
         real = next(images_of(self._real_images, DIVERSE))
-        row |= {'floor': measure(pipeline.to_float(real))['diversity'], 'floor_n': len(real)}
+        of_real = measure(pipeline.to_float(real))['diversity']
+        found = measure(pipeline.to_float(images), reference=of_real)
+        row = {'value': found['diversity'], 'n': len(images), 'pairs': PAIRS, **self._seen_by}
+        row |= {'real': of_real, 'real_n': len(real), 'ratio': found['diversity_ratio']}
         return {f'diversity_{self._perceptual}': row}
 
     def _path_length(self, state) -> dict[str, dict]:
@@ -211,7 +213,7 @@ class Judge:
             lambda latents, index: program.decode(state, latents), self._distance, *ends
         )
         row = {'value': found['path_length'], 'standard_deviation': found['path_length_std']}
-        return {'path_length': {**row, 'n': n, 'path': 'slerp', 'epsilon': 1e-4}}
+        return {'path_length': {**row, 'n': n, 'path': 'slerp', 'epsilon': 1e-4, **self._seen_by}}
 
     def _reconstruction(self, state) -> dict[str, dict]:
         measures = {'psnr': jax.jit(psnr), 'ssim': jax.jit(ssim)}
@@ -224,10 +226,10 @@ class Judge:
             for name, measure in measures.items():
                 columns[name].append(np.asarray(measure(real, back)))
         data = self._program.config.data
-        return {
-            f'reconstruction_{name}': _mean(np.concatenate(parts), data)
-            for name, parts in columns.items()
-        }
+        rows = {name: _mean(np.concatenate(parts), data) for name, parts in columns.items()}
+        if 'lpips' in rows:
+            rows['lpips'] |= self._seen_by
+        return {f'reconstruction_{name}': row for name, row in rows.items()}
 
 
 class Reference:
@@ -269,12 +271,22 @@ class Reference:
         return np.bincount(labels, minlength=self._source.num_classes)
 
 
-def open_distance(options) -> Callable:
-    """The distance of `config.eval.perceptual`, jitted: ([b, h, w, c], the same) -> [b]."""
-    if options.perceptual == 'ssim':
-        return jax.jit(dissimilarity)
-    variables = lpips.load(options.perceptual, options.perceptual_weights, options.perceptual_heads)
-    return jax.jit(functools.partial(lpips.lpips, variables, net=options.perceptual))
+def open_distance(options) -> tuple[Callable, dict]:
+    """The distance of `config.eval.perceptual`, and what the provenance of its numbers says.
+
+    The distance is jitted, of images in [-1, 1]: ([b, h, w, c], the same) -> [b].
+    """
+    name, given = options.perceptual, (options.perceptual_weights, options.perceptual_heads)
+    if name == 'ssim':
+        return jax.jit(dissimilarity), {'distance': '1 - MS-SSIM'}
+    variables = lpips.load(name, *given)
+    # The weights are an argument: as constants they would be part of the program.
+    compiled = jax.jit(functools.partial(lpips.lpips, net=name))
+    published = lpips.NETS[name].backbone, lpips.NETS[name].heads
+    places = [find(file, path) for file, path in zip(published, given, strict=True)]
+    sums = {'weights_sha256': sha256(places[0]), 'heads_sha256': sha256(places[1])}
+    told = {'distance': f'LPIPS {name} 0.1', 'weights': str(places[0]), **sums}
+    return functools.partial(compiled, variables), told
 
 
 def images_of(source, size: int = CHUNK) -> Iterator[np.ndarray]:

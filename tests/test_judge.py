@@ -247,4 +247,5 @@ def test_diversity_of_collapsed_samples_is_nought(tmp_path):
     one = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 1), np.uint8)
     rows = asked(0, None, iter([np.repeat(one, 20, 0)]))
     assert rows['diversity_ssim']['value'] == pytest.approx(0, abs=1e-6)
-    assert rows['diversity_ssim']['floor'] > 0.3
+    assert rows['diversity_ssim']['real'] > 0.3
+    assert rows['diversity_ssim']['ratio'] == pytest.approx(0, abs=1e-5)

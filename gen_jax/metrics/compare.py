@@ -137,7 +137,8 @@ def _one(name: str, real: Seen, fake: Seen, options: Options) -> dict[str, dict]
     if name == 'kid':
         # Unbiased whatever the size; smaller subsets only spread more.
         size = min(options.kid_subset_size, len(a), len(b))
-        found = kid(a, b, options.kid_subsets, size, seed=options.seed)
+        # In torch-fidelity's order, which decides the subsets that a seed draws.
+        found = kid(b, a, options.kid_subsets, size, seed=options.seed)
         settings = {'subsets': options.kid_subsets, 'subset_size': size}
         row = {'value': found['mean'], **settings}
         # Subsets that are all of both sets are the same each time, and spread nowhere.

@@ -6,18 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from PIL import Image
-from safetensors.numpy import save_file
 
 from gen_jax import __version__
-from gen_jax.interop.tensors import torch_name
 from gen_jax.metrics import __main__ as command
 from gen_jax.metrics import fid
-from gen_jax.metrics.features import extract, inception
+from gen_jax.metrics.features import extract
 
 OPEN_EXTRACTOR = inspect.signature(extract.open_extractor)
 
@@ -352,37 +348,18 @@ def test_refuses_from_the_shell(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.npy', 'w.pth']
 
 
-def save_inception(path):
-    """Random weights under torch's names and in torch's layout, in which no signal dies."""
-    module = inception.Inception(('2048', 'logits'))
-    x = np.zeros((1, 299, 299, 3), np.float32)
-    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), x))
-    rng, tensors = np.random.default_rng(0), {}
-    for name, shape in sorted((torch_name(path[1:]), leaf.shape) for path, leaf in shapes.items()):
-        if len(shape) > 1:
-            values = rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape)
-            values = np.ascontiguousarray(np.moveaxis(values, (-1, -2), (0, 1)))
-        elif name.endswith(('.bn.weight', '.running_var')):
-            values = rng.uniform(0.5, 1.5, shape)
-        else:
-            values = rng.normal(0, 0.3, shape)
-        tensors[name] = values.astype(np.float32)
-    save_file(tensors, path)
-
-
 @pytest.mark.slow
-def test_inception(tmp_path, monkeypatch, capsys):
+def test_inception(tmp_path, monkeypatch, capsys, inception_weights):
     """The real network, from files to numbers and to statistics."""
     monkeypatch.chdir(tmp_path)
-    save_inception('w.safetensors')
     for name, seed in (('a', 0), ('b', 1)):
         Path(name).mkdir()
         for i, image in enumerate(pixels(10, 32, seed=seed, high=[256, 200][seed])):
             Image.fromarray(image).save(f'{name}/{i:02}.png')
-    flags = ['--weights=w.safetensors', '--batch_size=10']
+    flags = [f'--weights={inception_weights}', '--batch_size=10']
     assert command.main(['a', 'b', '--metrics=fid,kid,is,prdc,sfid', *flags]) == 0
     rows = read()
-    sha256 = hashlib.sha256(Path('w.safetensors').read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
     assert {row['weights_sha256'] for row in rows.values()} == {sha256}
     assert all(np.isfinite(row['value']) for row in rows.values())
     assert rows['fid']['value'] > 1e-3
