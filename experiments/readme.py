@@ -2,8 +2,8 @@
 
   python experiments/readme.py --runs=runs
 
-Each row of the table needs RUNS/<config>/ as training, --mode=evaluate and
-experiments/recognised.py leave it; a row whose run is missing is left as it is.
+Each row of the table needs RUNS/<config>/ as training and --mode=evaluate leave it; a row whose run
+is missing is left as it is.
 """
 
 import json
@@ -25,48 +25,74 @@ def minutes(run: Path) -> str:
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     seconds, before = 0.0, 0
     for row in rows:
+        if 'steps_per_second' not in row:
+            continue  # an evaluation
         seconds += (row['step'] - before) / row['steps_per_second']
         before = row['step']
     return f'{before:,} steps, {seconds / 60:.1f} min on 2 CPU cores'
 
 
-def recognised(run: Path) -> str:
-    """How many samples the classifier names as the class asked for."""
-    found = json.loads((run / 'recognised.json').read_text())
-    worst = min(found['recognised_per_class'])
+def metrics(run: Path) -> dict[str, dict]:
+    """What --mode=evaluate found."""
+    return json.loads((run / 'metrics.json').read_text())
+
+
+def likeness(found: dict[str, dict]) -> str:
+    """How near the samples are to the data, beside what real test images get."""
+    name = next(name for name in found if name.startswith('fid_'))
+    network = name.removeprefix('fid_')
+    row = found[name]
+    precision, recall = (found[f'{x}_{network}']['value'] for x in ('precision', 'recall'))
     return (
-        f'{found["recognised"]:.1%} of {found["n"]:,} samples recognised as the class asked for, '
-        f'{worst:.0%} in the worst class (classifier: {found["accuracy_on_real_test"]:.1%} '
-        'on real test images)'
+        f'{name} {row["value"]:.2f} of {row["n"]:,} samples ({row["floor_n"]:,} real test images: '
+        f'{row["floor"]:.2f}), precision {precision:.2f}, recall {recall:.2f}'
     )
 
 
-def covered(run: Path) -> str:
-    """How many classes a GAN's samples have, and how well its discriminator did over time."""
-    found = json.loads((run / 'recognised.json').read_text())
-    shares = found['share_per_class']
+def conditional(run: Path) -> str:
+    """Likeness, and how many samples the classifier names as the class asked for."""
+    found = metrics(run)
+    row = next(row for name, row in found.items() if name.startswith('accuracy_'))
+    worst = min(row['per_class'].values())
+    return (
+        f'{likeness(found)}; {row["value"]:.1%} recognised as the class asked for, {worst:.0%} in '
+        'the worst class'
+    )
+
+
+def adversarial(run: Path) -> str:
+    """Likeness, how many classes a GAN's samples have, how well its discriminator did over time."""
+    found = metrics(run)
+    row = next(row for name, row in found.items() if name.startswith('modes_'))
+    shares = [count / row['n'] for count in row['counts']]
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     told = [(row['d_real_accuracy'] + row['d_fake_accuracy']) / 2 for row in rows]
     over_time = ', '.join(f'{told[i]:.0%}' for i in (0, len(told) // 4, len(told) // 2, -1))
     return (
-        f'{found["classes_covered"]:.0%} of classes covered (each at least 2% of '
-        f'{found["n"]:,} samples; shares {min(shares):.1%} to {max(shares):.1%}); '
+        f'{likeness(found)}; {row["found"]} of {row["modes"]} classes, with shares of '
+        f'{min(shares):.1%} to {max(shares):.1%}; SSIM diversity '
+        f'{found["diversity_ssim"]["ratio"]:.2f} of that of real images; '
         f'discriminator right on {over_time} of images at the start, a quarter, half and the end'
     )
 
 
-def elbo(run: Path) -> str:
-    """The test ELBO."""
-    found = json.loads((run / 'metrics.json').read_text())['elbo']
-    return f'test ELBO {found["value"]:.1f} ± {found["standard_error"]:.1f} nats ({found["n"]:,})'
+def autoencoder(run: Path) -> str:
+    """The test ELBO, reconstructions, and the likeness of samples."""
+    found = metrics(run)
+    elbo = found['elbo']
+    psnr, ssim = (found[f'reconstruction_{name}']['value'] for name in ('psnr', 'ssim'))
+    return (
+        f'test ELBO {elbo["value"]:.1f} ± {elbo["standard_error"]:.1f} nats ({elbo["n"]:,}); '
+        f'reconstructions PSNR {psnr:.1f} dB, SSIM {ssim:.3f}; {likeness(found)}'
+    )
 
 
 # config, what it reports, what it has to be compared with
 ROWS = (
-    ('ddpm_digits', recognised, 'none'),
-    ('ddpm_fashion_mnist', recognised, 'none'),
-    ('vae_fashion_mnist', elbo, 'none with this likelihood'),
-    ('dcgan_fashion_mnist', covered, 'none'),
+    ('ddpm_digits', conditional, 'none'),
+    ('ddpm_fashion_mnist', conditional, 'none'),
+    ('vae_fashion_mnist', autoencoder, 'none with this likelihood'),
+    ('dcgan_fashion_mnist', adversarial, 'none'),
 )
 
 

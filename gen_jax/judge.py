@@ -4,6 +4,7 @@ The modes evaluate and train ask the same questions. Every answer carries its pr
 """
 
 import functools
+import logging
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ NEEDS = {
 BITS = {'vlb_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'}}
 CHUNK = 500  # images of a data set read at a time
 DIVERSE, PAIRS = 500, 1000  # images that diversity looks at, and pairs of them
+COLLAPSED = 0.5  # diversity over that of real images, below which a warning is given
 
 
 def check(program: Program, names: Iterable[str]) -> None:
@@ -203,6 +205,12 @@ class Judge:
         found = measure(pipeline.to_float(images), reference=of_real)
         row = {'value': found['diversity'], 'n': len(images), 'pairs': PAIRS, **self._seen_by}
         row |= {'real': of_real, 'real_n': len(real), 'ratio': found['diversity_ratio']}
+        if row['ratio'] < COLLAPSED:
+            logging.warning(
+                'samples are %.0f%% as diverse as real images: the model seems to have collapsed '
+                'to few images; look at the grids, and at an earlier checkpoint (--step)',
+                100 * row['ratio'],
+            )
         return {f'diversity_{self._perceptual}': row}
 
     def _path_length(self, state) -> dict[str, dict]:

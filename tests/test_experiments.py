@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gen_jax.metrics.features import classifier
+
 ROOT = Path(__file__).parents[1]
 DIGITS = f'--config={ROOT}/configs/ddpm_digits.py:tiny'
 
@@ -26,16 +28,14 @@ def study(name, *args):
 
 
 @pytest.mark.slow
-def test_recognised_judges_samples_by_class(main, tmp_path):
-    assert main(DIGITS, f'--workdir={tmp_path}').returncode == 0
-    out = study('recognised.py', DIGITS, f'--workdir={tmp_path}', '--n=40')
-    report = json.loads((tmp_path / 'recognised.json').read_text())
-    assert report['accuracy_on_real_test'] > 0.95
-    # Four steps of training draw noise: about a tenth is named by chance.
-    assert report['recognised'] < 0.5
-    assert sum(report['share_per_class']) == pytest.approx(1, abs=1e-3)
-    assert len(report['recognised_per_class']) == 10
-    assert f'recognised: {report["recognised"]}' in out
+def test_a_classifier_is_shipped_with_the_accuracy_of_its_run(main, tmp_path):
+    config = f'--config={ROOT}/configs/classifier_digits.py:tiny'
+    assert main(config, f'--workdir={tmp_path}').returncode == 0
+    file = tmp_path / 'mine.safetensors'
+    study('ship_classifier.py', config, f'--workdir={tmp_path}', f'--out={file}')
+    assert main(config, f'--workdir={tmp_path}', '--mode=evaluate').returncode == 0
+    accuracy = json.loads((tmp_path / 'metrics.json').read_text())['accuracy']['value']
+    assert classifier.load(str(file))[2]['accuracy'] == pytest.approx(accuracy)
 
 
 @pytest.mark.slow

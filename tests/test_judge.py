@@ -238,7 +238,7 @@ def test_a_method_without_samples_says_so():
         judge.Judge(Program(config, create(config)), config.eval.metrics)
 
 
-def test_diversity_of_collapsed_samples_is_nought(tmp_path):
+def test_diversity_of_collapsed_samples_is_nought_and_warned_of(caplog):
     config = default('gans.dcgan')
     config.update_from_flattened_dict(
         {'data.image_size': 16, 'model.width': 4, 'eval.metrics': ('diversity',)}
@@ -249,3 +249,4 @@ def test_diversity_of_collapsed_samples_is_nought(tmp_path):
     assert rows['diversity_ssim']['value'] == pytest.approx(0, abs=1e-6)
     assert rows['diversity_ssim']['real'] > 0.3
     assert rows['diversity_ssim']['ratio'] == pytest.approx(0, abs=1e-5)
+    assert 'collapsed' in caplog.text

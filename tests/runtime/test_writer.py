@@ -37,6 +37,12 @@ def test_without_a_terminal_progress_is_plain_lines(capsys):
     assert out == 'step 40/100  loss 0.125  20 images/s  left 0:30\n'
 
 
+def test_numbers_of_an_evaluation_have_no_rate(capsys):
+    progress = writer.Progress(start=0, steps=100, batch_size=10)
+    progress.write_scalars(40, {'fid_digits': 1.5})
+    assert capsys.readouterr().out == 'step 40/100  fid_digits 1.5\n'
+
+
 def test_writers_hand_everything_to_each(tmp_path):
     paths = [tmp_path / 'a', tmp_path / 'b']
     both = writer.Writers([writer.JsonlWriter(path, 0) for path in paths])
