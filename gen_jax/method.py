@@ -99,6 +99,21 @@ def descend(
     return Net(params, ema, opt_state, extra), metrics
 
 
+def optimizer_defaults(**changes: float) -> dict:
+    """A config's `optimizer` part, as `optimizer` takes it, with a method's own numbers in it."""
+    return {
+        'learning_rate': 1e-3,
+        'warmup': 0,  # steps from 0 to learning_rate
+        'decay_steps': 0,  # the step at which a cosine has taken it to 0; 0: constant
+        'b1': 0.9,
+        'b2': 0.999,
+        'eps': 1e-8,
+        'weight_decay': 0.0,
+        'clip': 0.0,  # largest global gradient norm; 0: none
+        **changes,
+    }
+
+
 def optimizer(config) -> optax.GradientTransformation:
     """Adam with linear warm-up and clipping by global norm, from a config's `optimizer` part.
 

@@ -49,6 +49,17 @@ def xla_cache(tmp_path_factory):
     return tmp_path_factory.mktemp('xla')
 
 
+@pytest.fixture(scope='module')
+def compiled_once(tmp_path_factory):
+    """Keeps what this process compiles, for files whose tests compile the same steps."""
+    import jax
+
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    yield
+    jax.config.update('jax_compilation_cache_dir', None)
+
+
 @pytest.fixture
 def main(xla_cache):
     """Runs main.py in a process of its own: main(args...) -> CompletedProcess."""

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,14 +13,7 @@ from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, fid
 from gen_jax.runtime.program import Program
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory):
-    """Every test of this file compiles the same steps: once is enough."""
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.getbasetemp() / 'xla'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-    yield
-    jax.config.update('jax_compilation_cache_dir', None)
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def small(**changes):

@@ -154,6 +154,24 @@ def test_every_tiny_config_runs_every_mode(main, tmp_path, config):
 
 
 @pytest.mark.slow
+def test_evaluation_depends_neither_on_devices_nor_on_the_batch_size(main, tmp_path):
+    assert main(DIGITS, f'--workdir={tmp_path}').returncode == 0
+    reports = []
+    for devices, size in ((1, 64), (8, 40)):
+        flags = f'--config.sample.batch_size={size}', f'--config.eval.batch_size={size + 10}'
+        args = (DIGITS, f'--workdir={tmp_path}', '--mode=evaluate', '--config.eval.n=200', *flags)
+        done = main(*args, '--config.eval.metrics=("fid","prdc","accuracy")', devices=devices)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((tmp_path / 'metrics.json').read_text()))
+        for made in (tmp_path / 'samples').glob('at_step_*'):
+            shutil.rmtree(made)
+    for name, row in reports[0].items():
+        # Another program may round a pixel the other way.
+        assert reports[1][name]['value'] == pytest.approx(row['value'], rel=1e-3), name
+        assert row['n'] == 200
+
+
+@pytest.mark.slow
 def test_killed_twenty_times_equals_never_stopped(main, tmp_path):
     args = (
         '--config.steps=1500',

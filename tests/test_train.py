@@ -15,14 +15,7 @@ from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
 from gen_jax.runtime.program import Program
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory):
-    """Every test of this file compiles the same steps: once is enough."""
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.getbasetemp() / 'xla'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-    yield
-    jax.config.update('jax_compilation_cache_dir', None)
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def small(**changes):

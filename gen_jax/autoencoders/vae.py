@@ -27,7 +27,7 @@ from flax import struct
 
 from gen_jax.autoencoders import conv
 from gen_jax.config import require
-from gen_jax.method import Method, Net, check_batch, descend, optimizer
+from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -47,16 +47,7 @@ def defaults() -> dict:
             'sigma': 0.0,  # gaussian's, for pixels in [-1, 1]; 0: one number, learned from 1 on
             'binarize': 'none',  # for bernoulli: none; threshold at mid-grey; stochastic, each time
         },
-        'optimizer': {
-            'learning_rate': 1e-3,
-            'warmup': 0,  # steps from 0 to learning_rate
-            'decay_steps': 0,  # steps of the cosine to 0; 0: constant
-            'b1': 0.9,
-            'b2': 0.999,
-            'eps': 1e-8,
-            'weight_decay': 0.0,
-            'clip': 0.0,  # largest global gradient norm; 0: none
-        },
+        'optimizer': optimizer_defaults(learning_rate=1e-3),
         'ema_decay': 0.999,  # of the weights that sample and evaluate; 0: none kept
         'sample': {'knobs': {'temperature': 1.0}},  # standard deviation of the prior's z
     }

@@ -18,7 +18,7 @@ from gen_jax.diffusion.samplers import VARIANCES
 from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, linear_betas, spaced_times
 from gen_jax.diffusion.unet import UNet, from_config
 from gen_jax.errors import UserError
-from gen_jax.method import Method, Net, check_batch, descend, optimizer
+from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 NAMES = ('ddpm', 'ddim')
 
@@ -47,16 +47,7 @@ def defaults() -> dict:
             'beta_max': 0.02,  # variance of the last step's noise
             'label_dropout': 0.0,  # share of labels hidden in training; more than 0: guidance
         },
-        'optimizer': {
-            'learning_rate': 2e-4,
-            'warmup': 5000,
-            'decay_steps': 0,
-            'b1': 0.9,
-            'b2': 0.999,
-            'eps': 1e-8,
-            'weight_decay': 0.0,
-            'clip': 1.0,
-        },
+        'optimizer': optimizer_defaults(learning_rate=2e-4, warmup=5000, clip=1.0),
         'ema_decay': 0.9999,
         'sampler': {
             'name': 'ddim',  # ddpm (ancestral), ddim

@@ -31,7 +31,7 @@ from flax import linen as nn
 from flax import struct
 
 from gen_jax.config import require
-from gen_jax.method import Method, Net, check_batch, descend, optimizer
+from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 
 def defaults() -> dict:
@@ -46,16 +46,8 @@ def defaults() -> dict:
             'label_smoothing': 0.0,  # s: the discriminator's target for real images is 1 - s
             'd_rate_ratio': 1.0,  # the discriminator's learning rate over the generator's
         },
-        'optimizer': {
-            'learning_rate': 2e-4,  # the generator's
-            'warmup': 0,  # steps from 0 to learning_rate
-            'decay_steps': 0,  # steps of the cosine to 0; 0: constant
-            'b1': 0.5,
-            'b2': 0.999,
-            'eps': 1e-8,
-            'weight_decay': 0.0,
-            'clip': 0.0,  # largest global gradient norm of a net; 0: none
-        },
+        # The generator's; the discriminator's differs by d_rate_ratio.
+        'optimizer': optimizer_defaults(learning_rate=2e-4, b1=0.5),
         'ema_decay': 0.999,  # of the generator that samples; 0: none kept
         'sample': {'knobs': {'temperature': 1.0}},  # standard deviation of z; below 1: less variety
     }

@@ -26,7 +26,7 @@ from safetensors.numpy import save as to_bytes
 
 from gen_jax.config import nearest, require
 from gen_jax.errors import UserError
-from gen_jax.method import Method, Net, check_batch, descend, optimizer
+from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 # What a file must say of its network; the rest of its metadata is for people.
 DESCRIBES = ('image_size', 'channels', 'classes', 'widths', 'features')
@@ -43,16 +43,7 @@ def defaults() -> dict:
             'dropout': 0.0,  # probability, before and after the last hidden layer
         },
         'shift': 1,  # training images move by up to this many pixels along each axis; 0: none
-        'optimizer': {
-            'learning_rate': 1e-3,
-            'warmup': 0,  # steps from 0 to learning_rate
-            'decay_steps': 0,  # steps of the cosine to 0; 0: constant
-            'b1': 0.9,
-            'b2': 0.999,
-            'eps': 1e-8,
-            'weight_decay': 0.0,
-            'clip': 0.0,  # largest global gradient norm; 0: none
-        },
+        'optimizer': optimizer_defaults(learning_rate=1e-3),
         'ema_decay': 0.999,  # of the weights that evaluate; 0: none kept
     }
 
