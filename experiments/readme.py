@@ -56,7 +56,7 @@ def conditional(run: Path) -> str:
     worst = min(row['per_class'].values())
     return (
         f'{likeness(found)}; {row["value"]:.1%} recognised as the class asked for, {worst:.0%} in '
-        'the worst class'
+        f'the worst class (real test images: {row["floor"]:.1%})'
     )
 
 
@@ -66,6 +66,7 @@ def adversarial(run: Path) -> str:
     row = next(row for name, row in found.items() if name.startswith('modes_'))
     shares = [count / row['n'] for count in row['counts']]
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    rows = [row for row in rows if 'd_real_accuracy' in row]  # the others are evaluations
     told = [(row['d_real_accuracy'] + row['d_fake_accuracy']) / 2 for row in rows]
     over_time = ', '.join(f'{told[i]:.0%}' for i in (0, len(told) // 4, len(told) // 2, -1))
     return (

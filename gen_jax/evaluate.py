@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gen_jax.config import create, nearest
 from gen_jax.errors import UserError
@@ -29,7 +31,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
     """
     program = Program(config, create(config))
     workdir.check(config, folder, after_training=True)
-    judge = Judge(program, config.eval.metrics)
+    judge = Judge(program, config.eval.metrics, config.eval.n)
     step, state = load(program, folder, step)
     images = iter(())
     if judge.of_samples:
@@ -41,6 +43,10 @@ def run(config, folder: Path, step: str | None = None) -> None:
         print_rows(rows)
 
 
+# What two values must share to be compared.
+COMPARABLE = ('n', 'reference', 'weights_sha256', 'resize', 'sampler', 'knobs', 'label')
+
+
 class Trials:
     """`config.eval.every`: numbers while training goes on, and the best checkpoint by one of them.
 
@@ -50,7 +56,9 @@ class Trials:
     def __init__(self, program: Program, folder: Path):
         """Opens what the numbers need, so that what is missing is told before the first step."""
         self._program, self._folder, options = program, folder, program.config.eval
-        self._judge = Judge(program, options.every_metrics) if options.every else None
+        self._judge = (
+            Judge(program, options.every_metrics, options.every_n) if options.every else None
+        )
         self._sign, self._best = 0, ''
         if options.best:
             which, self._best = options.best.split()
@@ -63,14 +71,15 @@ class Trials:
 
     def due(self, step: int) -> bool:
         """Whether the numbers of a step are wanted."""
-        every = self._program.config.eval.every
-        return bool(every and step and step % every == 0)
+        config = self._program.config
+        every = config.eval.every
+        return bool(every and step) and (step % every == 0 or step == config.steps)
 
     def __call__(self, step: int, state, data: dict) -> dict[str, dict]:
         """The numbers of a state; saves it, with the position in the data, where it is the best."""
         rows = self._judge(step, state, self._samples(state))
         if self._best:
-            self._keep_best(step, state, data, rows[self._best]['value'])
+            self._keep_best(step, state, data, rows[self._best])
         return rows
 
     def record(self, step: int, rows: dict[str, dict]) -> None:
@@ -79,7 +88,9 @@ class Trials:
         workdir.write_json(self._path(step), rows)
 
     def recorded(self, step: int) -> dict[str, dict]:
-        """What was found at a step, {} where nothing was."""
+        """What was found at a step, {} where nothing was, or nothing is asked for."""
+        if not self._judge:
+            return {}
         return workdir.read_json(self._path(step)) if self._path(step).exists() else {}
 
     def _path(self, step: int) -> Path:
@@ -90,17 +101,26 @@ class Trials:
         for start in range(0, n, size):
             yield self._program.sample(state, np.arange(start, min(start + size, n)))
 
-    def _keep_best(self, step: int, state, data: dict, value: float) -> None:
-        path = self._folder / 'best.json'
+    def _keep_best(self, step: int, state, data: dict, row: dict) -> None:
+        path, folder = self._folder / 'best.json', self._folder / 'best'
         have = workdir.read_json(path) if path.exists() else {}
+        value = row['value']
+        asked = {'asked': self._program.config.eval.best}
+        asked |= {name: row[name] for name in COMPARABLE if name in row}
+        same = bool(have) and all(have.get(name) == asked[name] for name in asked)
         # A run that goes on from before its best finds it again, and nothing better on the way.
-        beaten = have.get('metric') == self._best and self._sign * (value - have['value']) >= 0
-        if beaten or not math.isfinite(value):
+        if not math.isfinite(value) or (same and self._sign * (value - have['value']) >= 0):
             return
-        with contextlib.closing(Checkpoints(self._folder / 'best', keep=1)) as checkpoints:
+        multihost_utils.sync_global_devices('best read')
+        if jax.process_index() == 0 and (not same or have['step'] > step):
+            # Orbax would keep the newest step, whatever it is worth.
+            path.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        multihost_utils.sync_global_devices('best made room for')
+        with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
             checkpoints.save(step, state, data)
         if jax.process_index() == 0:
-            workdir.write_json(path, {'metric': self._best, 'value': value, 'step': step})
+            workdir.write_json(path, {**asked, 'value': value, 'step': step})
 
 
 def print_rows(rows: dict[str, dict]) -> None:

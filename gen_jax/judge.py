@@ -5,25 +5,23 @@ The modes evaluate and train ask the same questions. Every answer carries its pr
 
 import functools
 import logging
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from gen_jax import __version__
-from gen_jax.config import nearest
+from gen_jax.config import nearest, require
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.interop.weights import find, sha256
 from gen_jax.metrics import compare, lpips, path_length, sets
 from gen_jax.metrics.accuracy import accuracy
 from gen_jax.metrics.diversity import dissimilarity, diversity
-from gen_jax.metrics.features.extract import open_extractor
+from gen_jax.metrics.features.extract import DIMS, NETWORKS, Extractor, open_extractor
+from gen_jax.metrics.features.resize import RESIZES
 from gen_jax.metrics.modes import by_classifier
 from gen_jax.metrics.psnr import psnr
-from gen_jax.metrics.ssim import ssim
+from gen_jax.metrics.ssim import smallest_side, ssim
 from gen_jax.runtime import random, workdir
 from gen_jax.runtime.program import Program
 
@@ -38,47 +36,65 @@ NEEDS = {
     'path_length': ('decode', 'latent_dim'),
     'reconstruction': ('encode', 'decode'),
 }
-# What kind of number a method's bits per dimension are (see `metrics.bits_per_dim`).
-BITS = {'vlb_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'}}
+# What kind of number a method's likelihood is (see `metrics.bits_per_dim`).
+BITS = {
+    'vlb_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'},
+    'elbo': {'kind': 'bound', 'unit': 'nats per image'},
+}
 CHUNK = 500  # images of a data set read at a time
 DIVERSE, PAIRS = 500, 1000  # images that diversity looks at, and pairs of them
 COLLAPSED = 0.5  # diversity over that of real images, below which a warning is given
 
 
 def check(program: Program, names: Iterable[str]) -> None:
-    """Raises UserError where the method, the data or the network cannot give a metric."""
-    config = program.config
+    """Raises UserError where the config, the method or the data cannot give a metric."""
+    config, options = program.config, program.config.eval
+    _check_names('network', options.network, NETWORKS)
+    _check_names('resize', options.resize, RESIZES)
+    _check_names('perceptual', options.perceptual, ('ssim', *lpips.NETS))
+    require(options.dims in DIMS, 'eval.dims', options.dims, f'one of {DIMS}')
     if not names:
         raise UserError(f'no metric in config.eval.metrics: name some of {", ".join(METRICS)}')
     for name in names:
         if name not in METRICS:
-            raise UserError(f'config.eval.metrics: no metric {name!r}{nearest(name, METRICS)}')
+            near = nearest(str(name), METRICS)
+            raise UserError(
+                f"config.eval.metrics: no metric {name!r}{near}; written as \"('fid', 'kid')\""
+            )
         for field in NEEDS.get(name, ('sample_step',)):
             if getattr(program.method, field) is None:
                 raise UserError(
                     f'config.method={config.method!r} has no {field}, which metric {name!r} '
                     'needs: leave it out of config.eval.metrics'
                 )
-        if name in CLASSIFIER and config.eval.network == 'inception':
-            raise UserError(
-                f'metric {name!r} needs a classifier of this data: set config.eval.network to '
-                f'digits or fashion_mnist, or leave {name!r} out of config.eval.metrics'
-            )
-        if name == 'accuracy' and not config.data.num_classes:
-            raise UserError(
-                "metric 'accuracy' needs samples of a class: set config.data.num_classes, or "
-                "leave it out of config.eval.metrics ('modes' needs none)"
-            )
-        if name in ('is', 'sfid') and config.eval.dims != 2048:
-            raise UserError(
-                f'config.eval.dims={config.eval.dims} concerns neither is nor sfid: leave {name!r} '
-                'out of config.eval.metrics, or set it to 2048'
-            )
-        if name == 'path_length' and config.eval.perceptual != 'vgg':
-            raise UserError(
-                "metric 'path_length' is measured by LPIPS over VGG-16: set "
-                f"config.eval.perceptual to 'vgg', which is {config.eval.perceptual!r}"
-            )
+    inception = options.network == 'inception'
+    refused = (
+        (
+            {*CLASSIFIER} if inception else {},
+            'needs a classifier of this data: set config.eval.network to digits or fashion_mnist',
+        ),
+        (
+            {} if config.data.num_classes else {'accuracy'},
+            "needs samples of a class: set config.data.num_classes ('modes' needs none)",
+        ),
+        (
+            {'is', 'sfid'} if inception and options.dims != 2048 else {},
+            f'is not of the {options.dims} features of config.eval.dims: set it to 2048',
+        ),
+        (
+            {'path_length'} if options.perceptual != 'vgg' else {},
+            "is measured by LPIPS over VGG-16: set config.eval.perceptual to 'vgg'",
+        ),
+    )
+    for cannot, why in refused:
+        for name in names:
+            if name in cannot:
+                raise UserError(f'metric {name!r} {why}, or leave it out of config.eval.metrics')
+
+
+def _check_names(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(f'config.eval.{field}={value!r} is unknown{nearest(value, known)}')
 
 
 class Judge:
@@ -88,24 +104,70 @@ class Judge:
       of_samples: the metrics that look at samples.
     """
 
-    def __init__(self, program: Program, names: Iterable[str]):
-        """Opens networks and reference sets, so that what is missing is told beforehand."""
+    def __init__(self, program: Program, names: Iterable[str], n: int):
+        """Opens networks and reference sets, so that what is missing is told beforehand.
+
+        Args:
+          program: of the model.
+          names: of metrics.
+          n: how many samples will be judged.
+        """
         check(program, names)
-        self._program, self._names = program, tuple(names)
+        self._program, self._names, self._n = program, tuple(names), n
         self._compared = tuple(name for name in names if name in compare.ROLE)
         self.of_samples = tuple(
             name for name in names if NEEDS.get(name, ('sample_step',)) == ('sample_step',)
         )
-        config, options = program.config, program.config.eval
         self._keep = ('logits',) if {*CLASSIFIER} & {*names} else ()
         if self._compared or self._keep:
-            roles = tuple(dict.fromkeys([*compare.roles(self._compared), *self._keep]))
-            look = options.network, options.weights, options.resize, roles, options.dims
-            self._extractor = open_extractor(*look, options.batch_size, program.mesh)
-            self._reference = Reference(config, [x for x in self._compared if x != 'is'])
+            self._open_network()
         if {*PERCEPTUAL} & {*names}:
-            self._distance, self._seen_by = open_distance(options)
-            self._real_images = sources.open_source(config.data, config.data.eval_split)
+            self._open_distance()
+
+    def _open_network(self) -> None:
+        config, options = self._program.config, self._program.config.eval
+        roles = tuple(dict.fromkeys([*compare.roles(self._compared), *self._keep]))
+        look = options.network, options.weights, options.resize, roles, options.dims
+        self._extractor = open_extractor(
+            *look, options.batch_size, self._program.mesh, config.data.fit == 'pad'
+        )
+        size = config.data.image_size
+        self._extractor.check((size, size, config.data.channels))
+        against = [name for name in self._compared if name != 'is']
+        self._reference = Reference(config, self._extractor, against)
+        for name in self._compared:
+            least, least_real = compare.LEAST[name]
+            self._check_count(name, 'samples', self._n, least)
+            if name != 'is':
+                self._check_count(name, self._reference.name, self._reference.n, least_real)
+        classes = self._reference.num_classes
+        if self._keep and classes not in (None, self._extractor.classes):
+            raise UserError(
+                f'network {options.network!r} tells {self._extractor.classes} classes apart, but '
+                f'{config.data.source} has {classes}: leave accuracy and modes out of '
+                'config.eval.metrics'
+            )
+
+    def _open_distance(self) -> None:
+        config = self._program.config
+        self._distance, self._seen_by = open_distance(config.eval)
+        lpips_side = 0 if self._perceptual == 'ssim' else lpips.NETS[self._perceptual].smallest_side
+        needs_ssim = self._perceptual == 'ssim' or 'reconstruction' in self._names
+        side = max(lpips_side, smallest_side(1) if needs_ssim else 0)
+        name = next(name for name in self._names if name in PERCEPTUAL)
+        if config.data.image_size < side:
+            raise UserError(
+                f'metric {name!r} needs images of at least {side}x{side} pixels, and these have '
+                f'{config.data.image_size}: leave it out of config.eval.metrics'
+            )
+        self._real_images = sources.open_source(config.data, config.data.eval_split)
+
+    def _check_count(self, name: str, what: str, n: int | None, least: int) -> None:
+        if n is not None and n < least:
+            raise UserError(
+                f'metric {name!r} needs at least {least} images, and {what} are {n}: take more, or '
+                'leave it out of config.eval.metrics'
+            )
 
     def __call__(self, step: int, state, images: Iterable[np.ndarray]) -> dict[str, dict]:
         """The numbers of a state, {name: {value, spread, n, ...}} with the provenance of each.
@@ -130,7 +192,9 @@ class Judge:
 
     def given(self) -> list[str]:
         """The names of the numbers that `__call__` gives."""
-        measures = ('psnr', 'ssim') + (('lpips',) if self._perceptual != 'ssim' else ())
+        measures = ('psnr', 'ssim')
+        if self._perceptual != 'ssim':
+            measures += (f'lpips_{self._perceptual}',)
         several = {
             'per_example': self._program.evaluated() if 'per_example' in self._names else (),
             'diversity': (f'diversity_{self._perceptual}',),
@@ -160,29 +224,36 @@ class Judge:
         return rows
 
     def _seen_through_network(self, images: Iterable[np.ndarray]) -> dict[str, dict]:
-        real = self._real  # before samples are drawn, which may take hours
+        real, floor = self._real, self._floor  # before samples are drawn, which may take hours
         seen = compare.look(images, self._extractor, self._compared, self._keep)
-        suffix = self._extractor.suffix
-        rows = compare.compare(real, seen, self._compared, suffix=suffix)
-        for name, floor in self._floor.items():
-            rows[name] |= {'floor': floor['value'], 'floor_n': floor['n']}
+        rows = compare.compare(real, seen, self._compared)
+        for metric in self._compared:
+            for name in compare.GIVES.get(metric, (metric,)):
+                rows[name] |= self._reference.told(metric)
         if self._keep:
-            rows |= {k + suffix: v for k, v in self._classes(seen.features['logits']).items()}
-        shared = {**self._extractor.provenance, 'reference': self._reference.name}
-        return {name: {**row, **shared} for name, row in rows.items()}
+            rows |= self._classes(seen.features['logits'])
+        for name, row in floor.items():
+            rows[name] |= {'floor': row['value'], 'floor_n': row['n']}
+        shared = {**self._extractor.provenance, **sampling(self._program.config)}
+        return {name + self._extractor.suffix: {**row, **shared} for name, row in rows.items()}
 
     @functools.cached_property
     def _real(self) -> compare.Seen:
-        return self._reference.look(self._extractor)
+        return self._reference.look()
 
     @functools.cached_property
     def _floor(self) -> dict[str, dict]:
-        """What the eval split's real images get: the least that samples can hope for."""
-        held_out = self._reference.held_out
-        if held_out is None or not self._compared:
+        """What the eval split's real images get: what samples can hope for, at that n."""
+        source = self._reference.held_out
+        if source is None:
             return {}
-        floor = compare.look(images_of(held_out), self._extractor, self._compared)
-        return compare.compare(self._real, floor, self._compared, suffix=self._extractor.suffix)
+        enough = [x for x in self._compared if len(source) >= compare.LEAST[x][0]]
+        seen = compare.look(images_of(source), self._extractor, enough, self._keep)
+        rows = compare.compare(self._real, seen, enough)
+        if 'accuracy' in self._names:
+            found = accuracy(seen.features['logits'], labels_of(source)).overall
+            rows['accuracy'] = {'value': found.value, 'n': found.n}
+        return rows
 
     def _classes(self, logits: np.ndarray) -> dict[str, dict]:
         rows, n = {}, len(logits)
@@ -196,14 +267,19 @@ class Judge:
         if 'modes' in self._names:
             found = by_classifier(logits, logits.shape[1], self._reference.class_counts)
             rows['modes'] = {'value': found.found, 'n': n, **found._asdict()}
+            rows['modes']['reference'] = self._reference.name
         return rows
 
     def _diversity(self, images: np.ndarray) -> dict[str, dict]:
         measure = functools.partial(diversity, distance=self._distance, pairs=PAIRS)
-        real = next(images_of(self._real_images, DIVERSE))
+        source = self._real_images
+        # Spread over the split, which may be sorted by class.
+        at = np.linspace(0, len(source) - 1, min(DIVERSE, len(source))).astype(int)
+        real = np.stack([source[int(i)]['image'] for i in at])
         of_real = measure(pipeline.to_float(real))['diversity']
         found = measure(pipeline.to_float(images), reference=of_real)
         row = {'value': found['diversity'], 'n': len(images), 'pairs': PAIRS, **self._seen_by}
+        row |= sampling(self._program.config)
         row |= {'real': of_real, 'real_n': len(real), 'ratio': found['diversity_ratio']}
         if row['ratio'] < COLLAPSED:
             logging.warning(
@@ -214,19 +290,20 @@ class Judge:
         return {f'diversity_{self._perceptual}': row}
 
     def _path_length(self, state) -> dict[str, dict]:
-        program, n = self._program, self._program.config.eval.n
+        program, n = self._program, self._n
         key = random.stream(program.config.seed, 'path_length')
         ends = path_length.draw(key, n, program.method.latent_dim)
         found = path_length.path_length(
             lambda latents, index: program.decode(state, latents), self._distance, *ends
         )
         row = {'value': found['path_length'], 'standard_deviation': found['path_length_std']}
-        return {'path_length': {**row, 'n': n, 'path': 'slerp', 'epsilon': 1e-4, **self._seen_by}}
+        how = {'path': 'slerp', 'epsilon': 1e-4, 't': 'uniform', 'discarded': '1% at each end'}
+        return {'path_length': {**row, 'n': n, **how, **self._seen_by}}
 
     def _reconstruction(self, state) -> dict[str, dict]:
         measures = {'psnr': jax.jit(psnr), 'ssim': jax.jit(ssim)}
         if self._perceptual != 'ssim':
-            measures['lpips'] = self._distance
+            measures[f'lpips_{self._perceptual}'] = self._distance
         columns = {name: [] for name in measures}
         for images in images_of(self._real_images, self._program.config.batch_size):
             real = pipeline.to_float(images)
@@ -235,48 +312,63 @@ class Judge:
                 columns[name].append(np.asarray(measure(real, back)))
         data = self._program.config.data
         rows = {name: _mean(np.concatenate(parts), data) for name, parts in columns.items()}
-        if 'lpips' in rows:
-            rows['lpips'] |= self._seen_by
+        for name in rows.keys() - {'psnr', 'ssim'}:
+            rows[name] |= self._seen_by
         return {f'reconstruction_{name}': row for name, row in rows.items()}
 
 
 class Reference:
-    """The real images that samples are compared with: a split of the data, or saved statistics.
+    """The real images that samples are compared with: a split of the data, or an .npz.
 
     Attributes:
       name: for provenance.
+      n: images; None where saved statistics do not tell.
+      num_classes: of its labels; None where it has none.
       held_out: a source of real images that are not in the reference, or None.
     """
 
-    def __init__(self, config, metrics: list[str]):
+    def __init__(self, config, extractor: Extractor, metrics: list[str]):
         """Opens what `metrics` will be measured against; reads no image."""
         data, where = config.data, config.eval.reference or config.data.split
-        self._metrics, self._source, self.held_out = metrics, None, None
+        self._extractor, self._metrics = extractor, metrics
+        self._source = self._set = self.num_classes = self.held_out = None
         if where.endswith('.npz'):
             self._set = sets.open_set(where)
             self._set.check(metrics)
-            self.name = where
+            self.name, self.n = where, len(self._set) or None
         else:
             self._source = sources.open_source(data, where)
-            self.name = f'{data.source} {where}'
+            self.name, self.n = f'{data.source} {where}', len(self._source)
+            self.num_classes = self._source.num_classes
             if data.eval_split != where:
                 self.held_out = sources.open_source(data, data.eval_split)
 
-    def look(self, extractor) -> compare.Seen:
-        """The reference as a network sees it."""
+    def look(self) -> compare.Seen:
+        """The reference as the network sees it."""
         if not self._metrics:
             return compare.Seen(0, {}, {})
         if self._source is None:
-            return sets.look(self._set, extractor, self._metrics)
-        return compare.look(images_of(self._source), extractor, self._metrics)
+            return sets.look(self._set, self._extractor, self._metrics)
+        return compare.look(images_of(self._source), self._extractor, self._metrics)
 
-    @property
+    def told(self, metric: str) -> dict:
+        """What the provenance of a number says of the reference it was measured against."""
+        if metric == 'is':
+            return {}
+        if self._source is not None:
+            return {'reference': self.name, 'n_reference': self.n}
+        saved = None
+        if metric not in compare.NEEDS_ALL:
+            saved = self._set.saved(compare.ROLE[metric], self._extractor.provenance)
+        told = self._set.describe(saved)
+        return {'reference': told, 'n_reference': told['n']}
+
+    @functools.cached_property
     def class_counts(self) -> np.ndarray | None:
         """Of the reference's labels, [classes]; None where it has none: equal shares are taken."""
-        if self._source is None:
+        if not self.num_classes:
             return None
-        labels = [self._source[i]['label'] for i in range(len(self._source))]
-        return np.bincount(labels, minlength=self._source.num_classes)
+        return np.bincount(labels_of(self._source), minlength=self.num_classes)
 
 
 def open_distance(options) -> tuple[Callable, dict]:
@@ -302,6 +394,11 @@ def images_of(source, size: int = CHUNK) -> Iterator[np.ndarray]:
     for start in range(0, len(source), size):
         stop = min(start + size, len(source))
         yield np.stack([source[i]['image'] for i in range(start, stop)])
+
+
+def labels_of(source) -> np.ndarray:
+    """A source's labels in order, int [n]."""
+    return np.array([source[i]['label'] for i in range(len(source))])
 
 
 def _keeping(batches: Iterable[np.ndarray], first: list, n: int) -> Iterator[np.ndarray]:
@@ -339,24 +436,24 @@ def _mean(values: np.ndarray, data) -> dict:
 
 def provenance(config, step: int) -> dict:
     """Where a number comes from, as far as all numbers of a run share it."""
-    return {
+    data = config.data
+    told = {
         'method': config.method,
         'step': step,
         'seed': config.seed,
         'ema': config.get('ema_decay', 0.0) > 0,
-        'init_from': config.init_from,
+        'image_size': data.image_size,
+        'fit': data.fit,
+        'gen_jax': workdir.code_version(),
+    }
+    # A trained state is the config's; one that was imported, without a step, is its folder's.
+    return told if step else {**told, 'init_from': config.init_from}
+
+
+def sampling(config) -> dict:
+    """What samples were asked for, beside the state and the seed."""
+    return {
         'sampler': workdir.plain(config.get('sampler', {})),
         'knobs': workdir.plain(config.sample.knobs),
-        'gen_jax': code_version(),
+        'label': config.sample.label,
     }
-
-
-@functools.cache
-def code_version() -> str:
-    """The package's version, and the commit where it runs from a checkout."""
-    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return __version__
-    return f'{__version__}+{found.stdout.strip()}' if found.returncode == 0 else __version__

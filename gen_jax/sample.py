@@ -18,8 +18,7 @@ from gen_jax.runtime import images, workdir
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
 
-# Images in a file of a sampling that is under way: what a killed run loses at most.
-PART = 256
+PART = 256  # images, at least, in a file of a sampling that is under way
 
 
 def run(config, folder: Path, step: str | None = None) -> None:
@@ -74,15 +73,16 @@ def load(program: Program, folder: Path, step: str | None = None):
     if step not in (None, 'best') and not step.isdecimal():
         raise UserError(f"--step={step!r}: expected a number, or 'best'")
     place = folder / ('best' if step == 'best' else 'checkpoints')
-    step = int(step) if step and step.isdecimal() else None
     if place.is_dir():
         with contextlib.closing(Checkpoints(place)) as checkpoints:
-            restored = checkpoints.restore(program.state_shape, step)
+            number = int(step) if step and step != 'best' else None
+            restored = checkpoints.restore(program.state_shape, number)
         if restored is not None:
             return restored[:2]
-    if program.config.init_from:
+    if step is None and program.config.init_from:
         return 0, imported_state(program)
-    raise UserError(f'no checkpoints in {place}: train first (--mode=train, same --workdir)')
+    mend = 'train with config.eval.best' if step == 'best' else 'train first'
+    raise UserError(f'no checkpoints in {place}: {mend} (--mode=train, same --workdir)')
 
 
 def claimed(config, folder: Path, step: int, state) -> Path:
@@ -128,31 +128,42 @@ def _draw_pngs(program: Program, state, out: Path) -> None:
 
 
 def stored(program: Program, state, out: Path, n: int) -> Iterator[np.ndarray]:
-    """Images 0 .. n-1, `PART` at a time, as they lie in `out`; those that are missing are drawn.
+    """Images 0 .. n-1 in order, as they lie in `out`; those that are missing are drawn.
 
-    Every process gets all of them; they need to see the same folder.
+    They lie in samples.npz, or in parts named by the indices they hold, of whichever lengths
+    earlier runs wrote. Every process gets all of them, and needs to see the same folder.
 
     Yields:
-      uint8 [up to PART, h, w, c].
+      uint8 [b, h, w, c].
     """
-    whole = _whole(out)
-    ranges = [(start, min(start + PART, n)) for start in range(0, n, PART)]
-    parts = [out / f'part_{start}_{stop}.npy' for start, stop in ranges]
-    missing = [stop > len(whole) and not parts[i].exists() for i, (_, stop) in enumerate(ranges)]
+    whole, parts = _whole(out), _parts(out)
     # Everyone has looked before anyone writes.
-    multihost_utils.sync_global_devices('missing parts listed')
-    for (start, stop), part, is_missing in zip(ranges, parts, missing, strict=True):
-        if stop <= len(whole):
-            yield whole[start:stop]
-        elif is_missing:
-            made = program.sample(state, np.arange(start, stop))
-            if jax.process_index() == 0:
-                partial = part.with_suffix('.partial.npy')
-                np.save(partial, made)
-                os.replace(partial, part)
-            yield made
+    multihost_utils.sync_global_devices('parts listed')
+    # Whole batches: what a killed run loses is little more than the one at hand.
+    size = program.config.sample.batch_size
+    chunk = size * -(-PART // size)
+    done = 0
+    while done < n:
+        held = next(((a, b) for a, b in parts if a <= done < b), None)
+        if done < len(whole):
+            made = whole[done : min(n, done + chunk)]
+        elif held:
+            made = np.load(out / f'part_{held[0]}_{held[1]}.npy')[done - held[0] : n - held[0]]
         else:
-            yield np.load(part)
+            stop = min([n, done + chunk, *(a for a, _ in parts if a > done)])
+            made = program.sample(state, np.arange(done, stop))
+            if jax.process_index() == 0:
+                partial = out / f'.{done}_{stop}.partial.npy'
+                np.save(partial, made)
+                os.replace(partial, out / f'part_{done}_{stop}.npy')
+        yield made
+        done += len(made)
+
+
+def _parts(out: Path) -> list[tuple[int, int]]:
+    """(first index, last index + 1) of every part."""
+    names = (path.stem.split('_') for path in out.glob('part_*_*.npy'))
+    return sorted((int(start), int(stop)) for _, start, stop in names)
 
 
 def _whole(out: Path) -> np.ndarray:
@@ -175,6 +186,7 @@ def _draw_npz(program: Program, state, out: Path) -> None:
     condition = program.condition(np.arange(n))
     if 'label' in condition:
         arrays['label'] = condition['label']
+    multihost_utils.sync_global_devices('all parts read')
     if jax.process_index() == 0:
         np.savez(out / 'samples.partial.npz', **arrays)
         os.replace(out / 'samples.partial.npz', out / 'samples.npz')

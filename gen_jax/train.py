@@ -102,11 +102,12 @@ class Loop:
                 self.log(done)
             if config.sample_every and done % config.sample_every == 0 and not stopping:
                 self.draw(done, state)
-            if not stopping:
-                self.evaluate(done, state)
-            if last or done % config.checkpoint_every == 0:
+            # Before an evaluation too, which may take long or go wrong.
+            if last or done % config.checkpoint_every == 0 or self.trials.due(done):
                 self.log(done)  # a state whose metrics are not finite is never saved
                 self.checkpoints.save(done, state, self.batches.get_state())
+            if not stopping:
+                self.evaluate(done, state)
             if last:
                 if not stopping:
                     self.draw_if_missing(done, state)
@@ -137,7 +138,6 @@ class Loop:
         """The numbers of `config.eval`, where they are due."""
         if self.trials.due(step):
             start = time.monotonic()
-            self.log(step)  # a state whose metrics are not finite is never judged
             rows = self.trials(step, state, self.batches.get_state())
             self.writers.write_scalars(step, {name: row['value'] for name, row in rows.items()})
             self.writers.flush()

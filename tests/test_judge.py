@@ -1,6 +1,7 @@
 """The numbers of `config.eval`, in the modes evaluate and train."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(trained, monke
 
     monkeypatch.setattr(Program, 'sample', spy)
     evaluate.run(small(), trained)
-    assert drawn == [300 - sample.PART]
+    assert drawn == [300 - 256]
     assert report(trained) == whole
 
 
@@ -121,7 +122,8 @@ def test_saved_statistics_serve_as_the_reference(trained, tmp_path):
     evaluate.run(small(**changes), trained)
     row = report(trained)['fid_digits']
     assert row['value'] == pytest.approx(value, rel=1e-9)
-    assert row['reference'] == str(tmp_path / 'real.npz')
+    assert row['reference']['path'] == str(tmp_path / 'real.npz')
+    assert len(row['reference']['sha256']) == 64
     assert 'floor' not in row
     changes['eval.metrics'] = ('kid',)
     with pytest.raises(UserError, match='kid'):
@@ -187,20 +189,31 @@ def test_a_resumed_run_evaluates_like_one_that_never_stopped(tmp_path):
         ({'eval.metrics': ('sfid',)}, 'no spatial features'),
         ({'eval.network': 'digit'}, "did you mean 'digits'"),
         ({'eval.network': 'fashion_mnist'}, '28x28'),
+        ({'data.image_size': 16}, '8x8 images'),
+        ({'eval.metrics': ('fid', 'diversity')}, 'at least 11x11'),
+        ({'eval.metrics': ('reconstruction',)}, 'at least 11x11'),
+        ({'eval.metrics': (1, 2)}, 'no metric 1'),
+        ({'eval.resize': 'foo'}, 'eval.resize'),
+        ({'eval.perceptual': 'foo'}, 'eval.perceptual'),
+        ({'eval.dims': 100}, 'eval.dims'),
         ({'eval.metrics': ('path_length',)}, "eval.perceptual to 'vgg'"),
         ({'eval.network': 'inception', 'eval.metrics': ('fid',), 'eval.resize': 'tf2'}, 'tf1'),
         ({'eval.reference': 'no_such.npz'}, 'no_such.npz does not exist'),
         ({'eval.reference': 'tset'}, "did you mean 'test'"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_in_one_line(changes, says):
+def test_what_cannot_be_evaluated_is_told_in_one_line_and_beforehand(changes, says, monkeypatch):
     config = small(**changes)
     program = Program(config, create(config))
     images = [np.zeros((2, 8, 8, 1), np.uint8)] * 4
 
     def ask():
-        judge.Judge(program, config.eval.metrics)(0, None, iter(images))
+        judge.Judge(program, config.eval.metrics, 32)(0, None, iter(images))
 
+    def opened(*_):
+        raise AssertionError('told only after samples were drawn')
+
+    monkeypatch.setattr(judge.compare, 'look', opened)
     with pytest.raises(UserError, match=says) as error:
         ask()
     assert '\n' not in str(error.value)
@@ -222,12 +235,51 @@ def test_mistakes_in_evaluation_are_told_before_training(tmp_path, changes, says
     assert not (tmp_path / 'run').exists()
 
 
+def test_too_few_samples_are_told_beforehand():
+    config = small(**{'eval.metrics': ('is',)})
+    with pytest.raises(UserError, match="'is' needs at least 10 images, and samples are 9"):
+        judge.Judge(Program(config, create(config)), config.eval.metrics, 9)
+
+
+def test_a_best_of_other_settings_is_not_compared(tmp_path):
+    train.run(in_training(**{'eval.best': 'lowest fid_digits'}), tmp_path)
+    shutil.rmtree(tmp_path / 'checkpoints/6')
+    best = json.loads((tmp_path / 'best.json').read_text())
+    # Whatever was best before says nothing of another metric, and must not stay in its place.
+    changes = {'eval.every_metrics': ('per_example',), 'eval.best': 'lowest elbo', 'steps': 6}
+    train.run(in_training(**changes), tmp_path)
+    again = json.loads((tmp_path / 'best.json').read_text())
+    assert again['asked'] == 'lowest elbo' != best['asked']
+    (kept,) = [p.name for p in (tmp_path / 'best').iterdir() if p.name.isdigit()]
+    assert kept == str(again['step'])
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path, monkeypatch):
+    def broken(*_):
+        raise UserError('broken')
+
+    monkeypatch.setattr(judge.Judge, '__call__', broken)
+    with pytest.raises(UserError, match='broken'):
+        train.run(in_training(checkpoint_every=100), tmp_path)
+    assert (tmp_path / 'checkpoints/2').is_dir()
+
+
+def test_the_last_step_is_evaluated_whatever_the_period(tmp_path):
+    train.run(in_training(**{'steps': 3, 'eval.every': 100}), tmp_path)
+    assert [p.name for p in (tmp_path / 'evaluations').iterdir()] == ['step_00000003.json']
+
+
+def test_a_missing_best_checkpoint_says_how_to_get_one(trained):
+    with pytest.raises(UserError, match=r'train with config\.eval\.best'):
+        evaluate.run(small(), trained, step='best')
+
+
 def test_a_method_without_samples_says_so():
     config = default('metrics.features.classifier')
     config.data.num_classes = 10
     config.eval.metrics = ('fid',)
     with pytest.raises(UserError, match='has no sample_step'):
-        judge.Judge(Program(config, create(config)), config.eval.metrics)
+        judge.Judge(Program(config, create(config)), config.eval.metrics, 10)
 
 
 def test_diversity_of_collapsed_samples_is_nought_and_warned_of(caplog):
@@ -235,7 +287,7 @@ def test_diversity_of_collapsed_samples_is_nought_and_warned_of(caplog):
     config.update_from_flattened_dict(
         {'data.image_size': 16, 'model.width': 4, 'eval.metrics': ('diversity',)}
     )
-    asked = judge.Judge(Program(config, create(config)), config.eval.metrics)
+    asked = judge.Judge(Program(config, create(config)), config.eval.metrics, 20)
     one = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 1), np.uint8)
     rows = asked(0, None, iter([np.repeat(one, 20, 0)]))
     assert rows['diversity_ssim']['value'] == pytest.approx(0, abs=1e-6)

@@ -6,6 +6,7 @@ containers; it asks for nothing else, so that nothing from a file is ever run.
 
 import functools
 import io
+import json
 import mmap
 import pickle
 import re
@@ -37,6 +38,11 @@ LEAVES = {
 WRAPPERS = ('state_dict', 'model', 'params')
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch.save before 1.6
 LARGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
+# What safetensors calls the types that its reader for NumPy knows.
+SAFETENSORS = (
+    *('F64', 'F32', 'F16', 'BF16', 'C64', 'BOOL'),
+    *('I8', 'I16', 'I32', 'I64', 'U8', 'U16', 'U32', 'U64'),
+)
 
 DTYPES = {
     name: np.dtype(getattr(ml_dtypes, name, name))
@@ -86,6 +92,7 @@ def read(path: str | Path) -> Any:
         data = _mapped(file)
         form = _format(data)
         if form == 'safetensors':
+            _check_types(data)
             return load_file(path)
         return _read_zip(file, data) if form == 'zip' else _read_legacy(file, data)
 
@@ -225,6 +232,17 @@ def _format(data: memoryview) -> str:
             'is a tar archive, as the earliest torch wrote: load it with torch and save it again'
         )
     raise UserError(f'is neither safetensors nor a file of torch: it begins with {head[:8]!r}')
+
+
+def _check_types(data: memoryview) -> None:
+    """Raises UserError where safetensors would not know a type, and blame the file."""
+    header = json.loads(bytes(data[8 : 8 + int.from_bytes(data[:8], 'little')]))
+    types = {told['dtype'] for name, told in header.items() if name != '__metadata__'}
+    if odd := sorted(types - {*SAFETENSORS}):
+        raise UserError(
+            f'holds tensors of type {", ".join(odd)}, which cannot be read from safetensors: '
+            'expected float32, float16 or bfloat16, convert them and save again'
+        )
 
 
 def _read_zip(file: BinaryIO, data: memoryview) -> Any:

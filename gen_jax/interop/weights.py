@@ -80,7 +80,6 @@ def _given(file: WeightsFile, path: Path) -> Path:
 
 
 def _download(file: WeightsFile, place: Path, hint: str) -> None:
-    logging.info('downloading %s', file.url)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _fetch(file, place)
@@ -95,6 +94,7 @@ def _fetch(file: WeightsFile, place: Path) -> None:
     part = place.with_name(f'{file.name}.{uuid.uuid4().hex}.part')
     try:
         with _open(file.url) as source, part.open('wb') as target:
+            logging.info('downloading %s', file.url)
             shutil.copyfileobj(source, target, 1 << 20)
         if not (found := sha256(part)).startswith(file.sha256):
             raise UserError(f'{file.url} sent SHA-256 {found}, expected {file.sha256}: try again')

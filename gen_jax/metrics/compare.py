@@ -1,6 +1,6 @@
 """Sets of images against each other, through one feature network: which numbers need what."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,10 @@ ROLE = {'fid': 'pool', 'sfid': 'spatial', 'kid': 'pool', 'prdc': 'pool', 'is': '
 NEEDS_ALL = ('kid', 'prdc', 'is')
 # The numbers of a metric that gives several.
 GIVES = {'prdc': ('precision', 'recall', 'f1', 'density', 'coverage')}
+
+
+# The fewest images that a metric can do with: (judged, reference).
+LEAST = {'fid': (2, 2), 'sfid': (2, 2), 'kid': (2, 2), 'prdc': (4, 6), 'is': (10, 0)}
 
 
 class Options(NamedTuple):
@@ -82,6 +86,7 @@ def look(
       metrics: names.
       keep: roles whose features are wanted beside those that the metrics need.
     """
+    batches = _rebatched(batches, extractor.batch_size)
     kept = {role: [] for role in keep} | {ROLE[x]: [] for x in metrics if x in NEEDS_ALL}
     moments = {ROLE[name]: Moments() for name in metrics if name not in NEEDS_ALL}
     n = 0
@@ -96,6 +101,21 @@ def look(
     if n < 2:
         raise UserError(f'{n} image(s) to look at: a set needs at least 2')
     return Seen(n, moments, {role: np.concatenate(parts) for role, parts in kept.items()})
+
+
+def _rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images, `size` at a time but for the last: the extractor fills up every batch."""
+    held = []
+    for images in batches:
+        held.append(images)
+        if sum(map(len, held)) >= size:
+            images = np.concatenate(held)
+            whole = len(images) // size * size
+            yield images[:whole]
+            held = [images[whole:]]
+    left = np.concatenate(held) if held else []
+    if len(left):
+        yield left
 
 
 def compare(
@@ -132,6 +152,7 @@ def _one(name: str, real: Seen, fake: Seen, options: Options) -> dict[str, dict]
     if name == 'is':
         found = inception_score(fake.features[role], options.is_splits, options.seed)
         spread = {'standard_deviation': found['std'], 'splits': options.is_splits}
+        spread['shuffle_seed'] = options.seed
         return {name: {'value': found['mean'], **spread}}
     a, b = real.features[role], fake.features[role]
     if name == 'kid':
@@ -140,10 +161,13 @@ def _one(name: str, real: Seen, fake: Seen, options: Options) -> dict[str, dict]
         # In torch-fidelity's order, which decides the subsets that a seed draws.
         found = kid(b, a, options.kid_subsets, size, seed=options.seed)
         settings = {'subsets': options.kid_subsets, 'subset_size': size}
+        settings['subset_seed'] = options.seed
         row = {'value': found['mean'], **settings}
         # Subsets that are all of both sets are the same each time, and spread nowhere.
         if size < max(len(a), len(b)):
             row['standard_error'] = found['standard_error']
         return {name: row}
     found = prdc(a, b, options.pr_neighbours, options.dc_neighbours)
-    return {measure: {'value': value} for measure, value in found.items()}
+    dense = ('density', 'coverage')
+    ks = {x: options.dc_neighbours if x in dense else options.pr_neighbours for x in found}
+    return {measure: {'value': value, 'k': ks[measure]} for measure, value in found.items()}

@@ -255,5 +255,27 @@ def _read_statistics(arrays, path: str, mu: str, sigma: str) -> Statistics:
             f'{path} holds {", ".join(arrays.files[:5])}, expected {mu} and {sigma}: give a file '
             'of statistics as pytorch-fid or guided-diffusion writes them'
         )
-    story = json.loads(str(arrays['provenance'])) if 'provenance' in arrays else {}
-    return Statistics(arrays[mu].astype(np.float64), arrays[sigma].astype(np.float64), story)
+    mean, covariance = arrays[mu], arrays[sigma]
+    for name, array in ((mu, mean), (sigma, covariance)):
+        if array.dtype.kind not in 'fiu':
+            raise UserError(f'{path} has {name} of {array.dtype}, expected float32 or float64')
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not len(mean):
+        raise UserError(
+            f'{path} has {mu} of shape {mean.shape} and {sigma} of shape {covariance.shape}, '
+            'expected [d] and [d, d]: compute them from features [n, d]'
+        )
+    story = _read_story(arrays['provenance'], path) if 'provenance' in arrays else {}
+    return Statistics(mean.astype(np.float64), covariance.astype(np.float64), story)
+
+
+def _read_story(written: np.ndarray, path: str) -> dict:
+    try:
+        story = json.loads(str(written))
+    except (ValueError, RecursionError):
+        story = None
+    if not isinstance(story, dict):
+        raise UserError(
+            f'{path} has a provenance that is no JSON object, expected one as save_statistics '
+            'writes it: make the file anew with --save-stats'
+        )
+    return story

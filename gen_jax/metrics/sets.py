@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import zipfile
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -20,7 +21,7 @@ from gen_jax.data import fitting, folder
 from gen_jax.errors import UserError
 from gen_jax.interop.weights import sha256
 from gen_jax.metrics import compare
-from gen_jax.metrics.features.extract import Extractor
+from gen_jax.metrics.features.extract import DIMS, Extractor
 from gen_jax.metrics.fid import Statistics, load_statistics
 
 SUFFIXES = (*folder.SUFFIXES, '.bmp')
@@ -28,6 +29,8 @@ SUFFIXES = (*folder.SUFFIXES, '.bmp')
 NAMES = ('images', 'arr_0')
 # What statistics are called, by the role of the features they are of (see `features.extract`).
 STATISTICS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
+# What statistics have to have in common, as far as they tell.
+FIELDS = ('network', 'dims', 'resize', 'weights_sha256')
 # What made the statistics in guided-diffusion's reference batches.
 GUIDED_DIFFUSION = {'network': 'inception-2015-12-05', 'resize': 'tf1'}
 EXPECTED = 'a folder of images, an .npz or .npy of uint8 images, or an .npz of statistics'
@@ -87,20 +90,28 @@ class ImageSet:
         """
         if role not in self.statistics:
             return None
+        found, said = self._load(role)
+        for field, value in said.items():
+            ours = provenance.get(field, value)
+            if value != ours and self.shape:
+                return None
+            if value != ours:
+                raise UserError(self._unasked(field, value, ours))
+        return found
+
+    def _load(self, role: str) -> tuple[Statistics, dict]:
+        """The file's moments, and what they say of `FIELDS`."""
         found = load_statistics(self.path, spatial=role == 'spatial')
         said = found.provenance or (GUIDED_DIFFUSION if self.shape else {})
         if role == 'pool':
             said = {**said, 'dims': len(found.mu)}
-        for field in ('network', 'dims', 'resize', 'weights_sha256'):
-            ours = provenance[field]
-            if said.get(field, ours) != ours and self.shape:
-                return None
-            if said.get(field, ours) != ours:
-                raise UserError(
-                    f'{self.path} has statistics with {field}={said[field]}, but {field}={ours} is '
-                    'asked for: ask for the same, or make them anew with --save-stats'
-                )
-        return found
+        return found, {field: said[field] for field in FIELDS if said.get(field) is not None}
+
+    def _unasked(self, field: str, said, asked) -> str:
+        return (
+            f'{self.path} has statistics with {field}={said}, but {field}={asked} is asked for: '
+            'ask for the same, or make them anew with --save-stats'
+        )
 
     def describe(self, made_from: Statistics | None = None) -> dict:
         """What a number's provenance says of the set, in JSON's types.
@@ -140,15 +151,17 @@ def open_set(path: str, n: int | None = None) -> ImageSet:
     Args:
       path: of the folder or file.
       n: take the first n images only, and leave statistics beside them alone; None takes all.
-        Statistics without images have none to count off.
 
     Raises:
-      UserError: there is nothing of the kind, fewer than two images or fewer than n, images of
-        several sizes, pixels that are not uint8, or a broken file.
+      UserError: there is nothing of the kind, fewer than two images or fewer than n (statistics
+        without images have none to count off), images of several sizes, pixels that are not
+        uint8, or a broken file.
     """
-    place = Path(path).expanduser()
+    if not path:
+        raise UserError(f'an empty path names no set: expected {EXPECTED}')
+    place = Path(os.path.expanduser(path))
     path = str(place)
-    if not place.exists():
+    if not os.path.exists(path):  # False for a name that is too long, too
         raise UserError(f'{path} does not exist: expected {EXPECTED}')
     if place.is_dir():
         return _open_folder(path, n)
@@ -158,9 +171,64 @@ def open_set(path: str, n: int | None = None) -> ImageSet:
     return openers[place.suffix.lower()](path, n)
 
 
+class Told(NamedTuple):
+    """Stands for an extractor where files hold all that is asked for: no network is run.
+
+    Attributes:
+      provenance: what the files say of theirs, of `FIELDS`; {} where they say nothing.
+      suffix: as an `Extractor`'s; '' where they say nothing of a network.
+    """
+
+    provenance: dict
+    suffix: str
+
+
+def agreed(images: Iterable[ImageSet], metrics: Iterable[str], asked: dict) -> Told | None:
+    """What sets' saved moments say of the one network that made them all.
+
+    Args:
+      images: the sets.
+      metrics: names.
+      asked: what somebody asked for, of `FIELDS`.
+
+    Returns:
+      None where images have to be looked at.
+
+    Raises:
+      UserError: no set has images, and their statistics contradict each other or `asked`.
+    """
+    images, metrics = list(images), list(metrics)
+    roles = compare.roles(metrics)
+    if {*metrics} & {*compare.NEEDS_ALL} or any({*roles} - {*x.statistics} for x in images):
+        return None
+    first = {}  # {field: (what is said, by which file)}
+    for one, role in itertools.product(images, roles):
+        for field, value in one._load(role)[1].items():
+            other, path = first.setdefault(field, (value, one.path))
+            if value == other == asked.get(field, value):
+                continue
+            if any(x.shape for x in images):
+                return None
+            if value != asked.get(field, value):
+                raise UserError(one._unasked(field, value, asked[field]))
+            raise UserError(
+                f'{one.path} has statistics with {field}={value}, and {path} with {field}={other}: '
+                'give those of one network, or make one of them anew with --save-stats'
+            )
+    story = {field: value for field, (value, _) in first.items()}
+    return Told(story, _suffix(**story))
+
+
+def _suffix(network: str = '', dims: int = 0, **_) -> str:
+    """What `features.extract` would name the numbers by."""
+    if network in ('', GUIDED_DIFFUSION['network']):
+        return f'_{dims}' if network and dims in DIMS[1:] else ''
+    return f'_{network}'
+
+
 def look(
     images: ImageSet,
-    extractor: Extractor,
+    extractor: Extractor | Told,
     metrics: Iterable[str],
     batch_size: int = 50,
     watch: Callable[[Iterator], Iterator] = lambda batches: batches,
@@ -169,7 +237,7 @@ def look(
 
     Args:
       images: the set.
-      extractor: opened with `compare.roles(metrics)`.
+      extractor: opened with `compare.roles(metrics)`, or what `agreed` has found.
       metrics: names. Leave 'is' out for a reference.
       batch_size: images to read at a time.
       watch: wraps the batches; a progress bar does.
@@ -256,6 +324,11 @@ def _open_npz(path: str, n: int | None) -> ImageSet:
     statistics = tuple(role for role, pair in STATISTICS.items() if {*pair} <= {*names})
     named = [name for name in NAMES if name in names]
     if statistics and not named:
+        if n is not None:
+            raise UserError(
+                f'{path} holds statistics, of which no {n} images can be taken: leave --n out, or '
+                'give the images'
+            )
         return ImageSet(path, 'statistics', None, statistics, None)
     if not named and len(names) != 1:
         raise UserError(

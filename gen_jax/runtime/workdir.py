@@ -1,12 +1,16 @@
 """A run's folder: one config, and nobody else's files."""
 
+import functools
 import json
+import math
 import os
+import subprocess
 from pathlib import Path
 
 import jax
 import ml_collections
 
+from gen_jax import __version__
 from gen_jax.errors import UserError
 
 # What may differ between a run and its continuation without changing what was computed so far.
@@ -48,11 +52,41 @@ def flat(config: ml_collections.ConfigDict) -> dict:
     return dict(walk(plain(config), ''))
 
 
+@functools.cache
+def code_version() -> str:
+    """The package's version, and the commit where it runs from a checkout of its own."""
+    root = Path(__file__).resolve().parents[2]
+    # Installed inside somebody else's repository, its commit would say nothing of this code.
+    if Path(_git(root, 'rev-parse', '--show-toplevel') or '/').resolve() != root:
+        return __version__
+    commit = _git(root, 'describe', '--always', '--dirty')
+    return f'{__version__}+{commit}' if commit else __version__
+
+
+def _git(folder: Path, *command: str) -> str:
+    """What git answers; '' where it cannot."""
+    try:
+        git = ['git', '-C', str(folder), *command]
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ''
+    return found.stdout.strip() if found.returncode == 0 else ''
+
+
 def write_json(path: Path, value) -> None:
-    """Writes in one stroke: a killed run leaves no half file."""
+    """Writes in one stroke: a killed run leaves no half file. NaN and infinity become null."""
     partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(json.dumps(value, indent=1) + '\n')
+    partial.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + '\n')
     os.replace(partial, path)
+
+
+def _finite(value):
+    """JSON has no other numbers."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path):

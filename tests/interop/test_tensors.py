@@ -237,6 +237,13 @@ def test_safetensors_whatever_the_suffix(dtype, tmp_path):
         np.testing.assert_array_equal(again[key], x)
 
 
+@pytest.mark.parametrize('dtype', ['F8_E4M3', 'F8_E5M2', 'F4'])
+def test_safetensors_of_types_that_cannot_be_read(dtype, tmp_path):
+    header = f'{{"a":{{"dtype":"{dtype}","shape":[24],"data_offsets":[0,24]}}}}'.encode()
+    (tmp_path / 'x').write_bytes(struct.pack('<Q', len(header)) + header + DATA[:24])
+    refused(tmp_path / 'x', f'holds tensors of type {dtype}, which cannot be read')
+
+
 def test_safetensors_that_begin_like_a_pickle(tmp_path):
     """The header's length comes first; one of 128 bytes begins with a pickle's opcode."""
     header = b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}'.ljust(128)

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import logging
 import threading
 import urllib.error
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -111,11 +112,13 @@ class Interrupted(io.BytesIO):
     'failure',
     [urllib.error.URLError('no route to host'), TimeoutError('timed out'), None],
 )
-def test_offline_one_line_says_what_to_fetch(failure, cache, monkeypatch):
+def test_offline_one_line_says_what_to_fetch(failure, cache, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(weights, '_open', lambda url: Interrupted(CONTENT))
     if failure:
         serve(monkeypatch, failure)
     text = refused('no route|timed out', FILE, hint='--weights=FILE')
+    assert bool(caplog.messages) == (not failure)  # once something comes
     for part in (FILE.name, FILE.url, FILE.note, str(cache), '--weights=FILE'):
         assert part in text
     assert list(cache.iterdir()) == []

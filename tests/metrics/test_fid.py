@@ -293,6 +293,22 @@ BROKEN = {
         lambda path: np.savez(path, mu=np.array([{}]), sigma=np.eye(2)),
         'cannot be read as .npz',
     ),
+    'scalar': (
+        lambda path: np.savez(path, mu=1.0, sigma=np.eye(2)),
+        r'mu of shape \(\) and sigma of shape \(2, 2\), expected \[d\] and \[d, d\]',
+    ),
+    'sizes': (lambda path: np.savez(path, mu=np.ones(3), sigma=np.eye(2)), 'expected'),
+    'empty': (lambda path: np.savez(path, mu=np.ones(0), sigma=np.ones((0, 0))), 'expected'),
+    'complex mu': (lambda path: np.savez(path, mu=1j * ZERO, sigma=EYE), 'has mu of complex128'),
+    'complex': (lambda path: np.savez(path, mu=ZERO, sigma=EYE + 0j), 'has sigma of complex128'),
+    'strings': (lambda path: np.savez(path, mu=['a', 'b'], sigma=EYE), 'has mu of <U1'),
+    **{
+        f'story {story[:9]}': (
+            lambda path, story=story: np.savez(path, mu=ZERO, sigma=EYE, provenance=story),
+            'has a provenance that is no JSON object',
+        )
+        for story in ('[1, 2]', 'words', '3', 'null', '', '[' * 100_000)
+    },
     'array': (write_array, 'holds one array, expected'),
     'images': (
         lambda path: np.savez(path, np.zeros((2, 4, 4, 3))),

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import __version__
+from gen_jax.errors import UserError
 from gen_jax.metrics import __main__ as command
 from gen_jax.metrics import fid
 from gen_jax.metrics.features import extract
+from gen_jax.runtime import workdir
 
 OPEN_EXTRACTOR = inspect.signature(extract.open_extractor)
 
@@ -21,7 +22,7 @@ OPEN_EXTRACTOR = inspect.signature(extract.open_extractor)
 class Eye:
     """A network whose features are sums over some pixels, and that remembers what it was shown."""
 
-    def __init__(self, network, weights, resize_name, roles, dims, batch_size, mesh):
+    def __init__(self, network, weights, resize_name, roles, batch_size, **_):
         self.roles, self.batch_size, self.shown = roles, batch_size, 0
         self.suffix = '' if network == 'inception' else f'_{network}'
         self.provenance = {
@@ -31,6 +32,10 @@ class Eye:
             'weights': weights or 'shipped',
             'weights_sha256': 'abc',
         }
+
+    def check(self, shape):
+        if 'digits' in self.suffix and shape[0] != 4:
+            raise UserError(f'digits are no {shape}')
 
     def __call__(self, images):
         assert images.dtype == np.uint8
@@ -119,7 +124,7 @@ def test_everything(eyes, ab, capsys):
         )
         assert (row['network'], row['resize']) == ('inception-2015-12-05', 'tf1')
         assert (row['weights_sha256'], row['seed']) == ('abc', 2020)
-        assert row['gen_jax'] == __version__
+        assert row['gen_jax'] == workdir.code_version()
     assert (rows['kid']['subsets'], rows['kid']['subset_size']) == (100, 20)
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -183,12 +188,18 @@ def test_one_set(eyes, ab):
     assert eyes[0].roles == ('logits',)
 
 
-def test_sizes_may_differ_between_sets(eyes, ab):
+def test_sizes_may_differ_between_sets(eyes, ab, capsys):
     np.save('c.npy', pixels(25, size=9, channels=1))
     assert command.main(['a.npy', 'c.npy']) == 0
     row = read()['fid']
     assert row['images']['image_size'] == [4, 4, 3]
     assert row['reference']['image_size'] == [9, 9, 1]
+    said = 'gen_jax.metrics: images of A are 4x4, those of B 9x9: both are resized to 299x299\n'
+    assert capsys.readouterr().err == said
+    refused(capsys, 'a.npy', 'c.npy', '--metrics=fid,prdc', '--n=5')  # in one line, without it
+    for argv in (('a.npy', 'c.npy'), ('c.npy', 'a.npy')):  # before an image is seen
+        assert 'digits are no (9, 9, 1)' in refused(capsys, *argv, '--network=digits')
+        assert eyes[-1].shown == 0
 
 
 def test_statistics_give_the_same_number(eyes, ab, capsys):
@@ -200,7 +211,7 @@ def test_statistics_give_the_same_number(eyes, ab, capsys):
         np.testing.assert_allclose(file['mu'], see(ab[1], 'pool').mean(0), rtol=1e-6)
         assert file['sigma_s'].shape == (3, 3)
         story = json.loads(str(file['provenance']))
-    assert (story['n'], story['resize'], story['gen_jax']) == (25, 'tf1', __version__)
+    assert (story['n'], story['resize'], story['gen_jax']) == (25, 'tf1', workdir.code_version())
     assert (story['weights_sha256'], story['images']['path']) == ('abc', 'b.npz')
     assert command.main(['a.npy', 'b_stats.npz', '--metrics=fid,sfid,is']) == 0
     rows = read()
@@ -211,8 +222,27 @@ def test_statistics_give_the_same_number(eyes, ab, capsys):
     assert told['sha256'] == hashlib.sha256(Path('b_stats.npz').read_bytes()).hexdigest()
     assert told['made_with'] == story
     assert eyes[-1].shown == 30
-    assert command.main(['b_stats.npz', 'b_stats.npz']) == 0  # no images at all
-    assert read()['fid']['value'] < 1e-6
+
+
+def test_statistics_against_statistics(eyes, ab, capsys):
+    """No network is opened; what is known of it is what the files say."""
+    for name, flag in (('s', '--network=inception'), ('t', '--network=digits')):
+        assert command.main(['b.npz', f'--save-stats={name}.npz', flag]) == 0
+    np.savez('silent.npz', mu=np.zeros(4), sigma=np.eye(4))
+    eyes.clear()
+    assert command.main(['s.npz', 'silent.npz']) == 0
+    row = read()['fid']
+    assert (row['network'], row['weights_sha256']) == ('inception-2015-12-05', 'abc')
+    assert (row['n'], row['n_reference'], 'weights' in row) == (25, None, False)
+    assert command.main(['t.npz', 't.npz']) == 0
+    assert read()['fid_digits']['value'] < 1e-6
+    assert command.main(['silent.npz', 'silent.npz']) == 0
+    assert not {'network', 'resize', 'weights_sha256'} & {*read()['fid']}
+    capsys.readouterr()
+    assert 't.npz has statistics with network=digits, and s' in refused(capsys, 's.npz', 't.npz')
+    line = refused(capsys, 't.npz', 't.npz', '--network=inception')
+    assert 'network=digits, but network=inception-2015-12-05 is asked for' in line
+    assert not eyes
 
 
 def test_reference_batch(eyes, ab):
@@ -243,7 +273,20 @@ def test_save_stats_of_small_networks_has_no_spatial_part(eyes, ab):
     [
         ('', 'required: A'),
         ('a.npy b.npz --metrics=fidd', "unknown metric 'fidd'"),
-        ('a.npy b.npz --metrics=', 'compares A with B: leave B out'),
+        ('a.npy b.npz --metrics=', '--metrics names nothing: expected some of fid,sfid,kid,'),
+        ('a.npy --metrics= --network=digits', '--metrics names nothing'),
+        ('a.npy --metrics=, --save-stats=s.npz', '--metrics names nothing'),
+        ('a.npy b.npz --metrics=kid --seed=4294967296', 'number from 0 to 4294967295'),
+        ('a.npy b.npz --out=/proc/x', 'cannot write /proc/x ('),
+        ('a.npy b.npz --out=/dev/null', 'cannot write /dev/null: expected a file'),
+        (f'a.npy b.npz --out={"x" * 300}', 'File name too long'),
+        ('a.npy s.npz --n=3', 's.npz holds statistics, of which no 3 images can be taken'),
+        ('s.npz s.npz --weights=w', 'without a network: leave --weights out'),
+        ('s.npz s.npz --dims=64', 's.npz has statistics with dims=4, but dims=64 is asked for'),
+        ('few.npy b.npz --metrics=fid,prdc', 'prdc needs at least 4 images, and few.npy gives 3'),
+        ('b.npz some.npy --metrics=prdc', 'prdc needs at least 6 images, and some.npy gives 5'),
+        ('a.npy --metrics=is --n=9', 'is needs at least 10 images, and a.npy gives 9'),
+        ('a.npy b.npz --metrics=fid,prdc --n=5', 'needs at least 6 images, and b.npz gives 5'),
         ('a.npy b.npz c.npz', 'unrecognized arguments: c.npz'),
         ('a.npy b.npz --sead=1', 'unrecognized arguments: --sead=1'),
         ('a.npy b.npz --n=1', "'1' is not a whole number from 2 up"),
@@ -255,6 +298,7 @@ def test_save_stats_of_small_networks_has_no_spatial_part(eyes, ab):
         ('a.npy b.npz --metrics=is', 'leave B out'),
         ('a.npy b.npz --save-stats=s.npz', '--save-stats takes one set'),
         ('a.npy --metrics=is --save-stats=s.npz', '--save-stats takes one set'),
+        ('a.npy --save-stats=no/s.npz', 'No such file or directory'),
         ('a.npy --save-stats=s.npy', 'expected the name of a new .npz file'),
         ('a.npy --save-stats=b.npz', 'expected the name of a new .npz file'),
         ('a.npy --save-stats=no/s.npz', 'expected a file in a folder that can be written'),
@@ -267,6 +311,9 @@ def test_save_stats_of_small_networks_has_no_spatial_part(eyes, ab):
     ],
 )
 def test_refuses_arguments(eyes, ab, capsys, argv, words):
+    np.savez('s.npz', mu=np.zeros(4), sigma=np.eye(4))
+    np.save('few.npy', pixels(3))
+    np.save('some.npy', pixels(5))
     assert words in refused(capsys, *argv.split())
     assert not eyes  # before any network is opened
 
@@ -286,6 +333,19 @@ def test_refuses_statistics_that_do_not_fit(eyes, ab, capsys):
     assert eyes[0].shown == 0
     np.savez('s.npz', mu=np.zeros(4), sigma=np.diag([1, 1, 1, np.nan]))
     assert 'not finite' in refused(capsys, 'a.npy', 's.npz')
+
+
+@pytest.mark.parametrize('flag', ['--network=nothing', '--resize=nothing', '--dims=3'])
+def test_refuses_unknown_names_with_statistics(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.chdir(tmp_path)
+    np.savez('s.npz', mu=np.zeros(4), sigma=np.eye(4))
+    assert flag.partition('=')[2] in refused(capsys, 's.npz', 's.npz', flag)
+
+
+def test_refuses_empty_paths(eyes, ab, capsys):
+    for argv in (('', 'b.npz'), ('a.npy', ''), ('', '--save-stats=s.npz')):
+        assert 'an empty path names no set' in refused(capsys, *argv)
+    assert 'leave B out' in refused(capsys, 'a.npy', '', '--metrics=is')
 
 
 def test_refuses_sets(eyes, ab, capsys):

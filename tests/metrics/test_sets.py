@@ -137,7 +137,8 @@ def test_statistics_of_other_packages(tmp_path):
     """They say nothing of themselves, and are trusted but for their size."""
     path = tmp_path / 'x.npz'
     np.savez(path, mu=np.arange(3), sigma=np.eye(3))
-    images = sets.open_set(str(path), n=100)
+    assert 'holds statistics, of which no 3 images' in refused(path, 3)
+    images = sets.open_set(str(path))
     assert (images.kind, len(images), images.shape) == ('statistics', 0, None)
     assert images.statistics == ('pool',)
     assert images.saved('spatial', MADE) is None
@@ -246,7 +247,12 @@ def test_refuses_sizes_that_differ(folder):
     assert 'odd.png is 9x8' in line
 
 
-def test_refuses_paths(tmp_path):
+def test_refuses_paths(tmp_path, monkeypatch):
+    save(tmp_path / 'here/0.png', pixels()[0])
+    monkeypatch.chdir(tmp_path / 'here')
+    assert 'an empty path names no set: expected a folder of images' in refused('')
+    assert 'does not exist' in refused('x' * 300)
+    assert 'does not exist' in refused('~nobody-of-this-name/x')
     assert 'does not exist: expected a folder of images' in refused(tmp_path / 'nothing')
     (tmp_path / 'x.h5').write_bytes(b'')
     assert "ends in '.h5': expected a folder" in refused(tmp_path / 'x.h5')
@@ -308,3 +314,61 @@ def test_never_unpickles(tmp_path):
     (tmp_path / 'x.npy').write_bytes(file.getvalue())
     assert 'Python objects, which are never read' in refused(tmp_path / 'x.npy')
     assert not (tmp_path / 'ran').exists()
+
+
+def statistics(path, dims=3, **story):
+    """A set without images, made by us where it has a story."""
+    rows = np.random.default_rng(0).normal(size=(9, dims))
+    moments = fid.Moments.of(rows)
+    if story:
+        story['dims'] = dims
+        fid.save_statistics(path, moments, moments, **story)
+    else:
+        np.savez(path, mu=moments.mu, sigma=moments.sigma)
+    return sets.open_set(str(path))
+
+
+@pytest.mark.parametrize(
+    ('a', 'b', 'provenance', 'suffix'),
+    [
+        ({}, {}, {'dims': 3}, ''),
+        (MADE, {}, MADE, ''),
+        ({}, {'network': 'digits'}, {'network': 'digits', 'dims': 3}, '_digits'),
+        ({'resize': 'clean'}, {'weights_sha256': 'abc'}, None, ''),
+        ({'dims': 64}, {'network': 'inception-2015-12-05'}, None, '_64'),
+        ({'dims': 64}, {}, {'dims': 64}, ''),
+    ],
+)
+def test_statistics_that_agree(tmp_path, a, b, provenance, suffix):
+    dims = {**a, **b}.get('dims', 3)
+    made = [statistics(tmp_path / f'{i}.npz', **{**x, 'dims': dims}) for i, x in enumerate((a, b))]
+    found = sets.agreed(made, ['fid'], {})
+    assert found.provenance == (provenance or {**a, **b, 'dims': dims})
+    assert found.suffix == suffix
+    assert sets.look(made[0], found, ['fid']).features == {}
+
+
+@pytest.mark.parametrize('field', ['network', 'resize', 'weights_sha256', 'dims'])
+def test_statistics_that_contradict_each_other(tmp_path, field):
+    other = {**MADE, field: 4 if field == 'dims' else 'other'}
+    a, b = statistics(tmp_path / 'a.npz', **MADE), statistics(tmp_path / 'b.npz', **other)
+    with pytest.raises(UserError) as error:
+        sets.agreed([a, b], ['fid'], {})
+    line = str(error.value)
+    assert f'b.npz has statistics with {field}={other[field]}, and ' in line
+    assert f'a.npz with {field}={MADE[field]}: give those of one network' in line
+    with pytest.raises(UserError, match=f'a.npz has .* but {field}=7 is asked for'):
+        sets.agreed([a, a], ['fid'], {field: 7})
+
+
+def test_where_images_have_to_be_looked_at(tmp_path):
+    alone = statistics(tmp_path / 'a.npz', **{**MADE, 'resize': 'clean'})
+    np.savez(tmp_path / 'b.npz', arr_0=pixels(), mu=np.ones(3), sigma=np.eye(3))
+    beside = sets.open_set(str(tmp_path / 'b.npz'))
+    np.save(tmp_path / 'c.npy', pixels())
+    images = sets.open_set(str(tmp_path / 'c.npy'))
+    assert sets.agreed([beside, images], ['fid'], {}) is None
+    assert sets.agreed([beside, beside], ['fid', 'kid'], {}) is None
+    assert sets.agreed([alone, beside], ['fid'], {}) is None  # tf1, as guided-diffusion's are
+    assert sets.agreed([beside, beside], ['fid'], {'resize': 'clean'}) is None
+    assert sets.agreed([beside, beside], ['fid'], {'resize': 'tf1'}).suffix == ''

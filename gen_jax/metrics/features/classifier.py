@@ -9,6 +9,7 @@ As a method it trains (`config.method = 'metrics.features.classifier'`) and eval
 samples. `load` reads the networks that come with the package, and those that `save` wrote.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -82,12 +83,14 @@ class Classifier(nn.Module):
           [b, classes].
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
+        # Accelerators would otherwise round the factors, and features with them.
+        conv, dense = (functools.partial(f, precision='highest') for f in (nn.Conv, nn.Dense))
         for i, width in enumerate(self.widths):
-            x = nn.relu(nn.Conv(width, (3, 3), name=f'conv_{i}')(x))  # [b, h, w, width]
+            x = nn.relu(conv(width, (3, 3), name=f'conv_{i}')(x))  # [b, h, w, width]
             x = _halved(x)  # [b, h // 2, w // 2, width]
         x = drop(x.reshape(len(x), -1))  # [b, h * w * width]
-        pool = nn.relu(nn.Dense(self.features, name='hidden')(x))  # [b, features]
-        return {'pool': pool, 'logits': nn.Dense(self.classes, name='out')(drop(pool))}
+        pool = nn.relu(dense(self.features, name='hidden')(x))  # [b, features]
+        return {'pool': pool, 'logits': dense(self.classes, name='out')(drop(pool))}
 
 
 def _halved(x: jax.Array) -> jax.Array:

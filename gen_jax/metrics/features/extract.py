@@ -1,6 +1,5 @@
 """Feature networks made runnable: uint8 images in, features out, over every device."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -25,6 +24,9 @@ class Extractor:
       suffix: what the names of numbers seen through this network end in: '' for Inception's 2,048
         features, '_192' for fewer, '_digits' for the classifier of digits.
       provenance: network, file of the weights, its SHA-256, resize: JSON's types.
+      batch_size: images that go through the network at a time.
+      classes: how many the logits tell apart; None for a network that was not made for the data.
+      check: raises UserError for images of a shape (h, w, c) that the network cannot see.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Extractor:
         suffix: str = '',
         host: Callable | None = None,
         check: Callable | None = None,
+        classes: int | None = None,
         batch_size: int = 50,
         mesh: jax.sharding.Mesh | None = None,
     ):
@@ -46,16 +49,16 @@ class Extractor:
           provenance: see above.
           suffix: see above.
           host: what NumPy does to uint8 images [b, h, w, c] beforehand; None: nothing.
-          check: raises UserError for images of a shape (h, w, c) that the network cannot see.
+          check, classes: see above.
           batch_size: images at a time; rounded up to a multiple of the mesh's parts. It changes
             features by float rounding only.
           mesh: devices to spread a batch over; None: all.
         """
-        self.suffix, self.provenance = suffix, provenance
-        self._host, self._check = host or (lambda images: images), check or (lambda shape: None)
+        self.suffix, self.provenance, self.classes = suffix, provenance, classes
+        self._host, self.check = host or (lambda images: images), check or (lambda shape: None)
         mesh = mesh or sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
         parts = mesh.shape['data'] * mesh.shape['fsdp']
-        self._size = -(-batch_size // parts) * parts
+        self.batch_size = -(-batch_size // parts) * parts
         everywhere, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         self._variables = jax.device_put(variables, everywhere)
 
@@ -74,11 +77,11 @@ class Extractor:
             raise UserError(
                 f'images are {images.dtype} {list(images.shape)}: expected uint8 [n, h, w, 1 or 3]'
             )
-        self._check(images.shape[1:])
+        self.check(images.shape[1:])
         parts = []
-        for start in range(0, len(images), self._size):
-            batch = images[start : start + self._size]
-            filled = np.concatenate([batch, np.repeat(batch[-1:], self._size - len(batch), 0)])
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            filled = np.concatenate([batch, np.repeat(batch[-1:], self.batch_size - len(batch), 0)])
             made = jax.device_get(self._forward(self._variables, self._host(filled)))
             parts.append({role: x[: len(batch)] for role, x in made.items()})
         return {role: np.concatenate([part[role] for part in parts]) for role in parts[0]}
@@ -92,6 +95,7 @@ def open_extractor(
     dims: int = 2048,
     batch_size: int = 50,
     mesh: jax.sharding.Mesh | None = None,
+    padded: bool = False,
 ) -> Extractor:
     """The extractor of a network's name.
 
@@ -102,14 +106,17 @@ def open_extractor(
       roles: what is wanted, of 'pool', 'spatial' (Inception only) and 'logits'.
       dims: which of Inception's features are the pool: 2048, 768, 192 or 64.
       batch_size, mesh: see `Extractor`.
+      padded: images larger than a classifier's are its images with a margin, which is cut off.
 
     Raises:
       UserError: no such network, resize or role, or weights missing or of another network.
     """
     if network not in NETWORKS:
         raise UserError(f'unknown network {network!r}{nearest(network, NETWORKS)}')
-    make = _inception if network == 'inception' else functools.partial(_classifier, network)
-    return make(weights, resize_name, roles, dims, batch_size=batch_size, mesh=mesh)
+    runs = {'batch_size': batch_size, 'mesh': mesh}
+    if network == 'inception':
+        return _inception(weights, resize_name, roles, dims, **runs)
+    return _classifier(network, weights, roles, padded, **runs)
 
 
 def _inception(weights, resize_name, roles, dims, **runs) -> Extractor:
@@ -134,7 +141,7 @@ def _inception(weights, resize_name, roles, dims, **runs) -> Extractor:
     return Extractor(forward, variables, provenance, suffix, how.host, **runs)
 
 
-def _classifier(network, weights, resize_name, roles, dims, **runs) -> Extractor:
+def _classifier(network, weights, roles, padded, **runs) -> Extractor:
     if 'spatial' in roles:
         raise UserError(f"network {network!r} has no spatial features, which 'sfid' needs")
     module, variables, described = classifier.load(weights or network)
@@ -142,10 +149,11 @@ def _classifier(network, weights, resize_name, roles, dims, **runs) -> Extractor
 
     def check(shape):
         h, w, c = shape
-        if h != w or h < size or (h - size) % 2 or c != channels:
+        framed = padded and h == w and h > size and (h - size) % 2 == 0
+        if c != channels or not ((h, w) == (size, size) or framed):
             raise UserError(
-                f'network {network!r} sees {size}x{size} images of {channels} channel(s), or '
-                f'larger ones padded evenly; these are {h}x{w} of {c}'
+                f'network {network!r} sees {size}x{size} images of {channels} channel(s); these '
+                f'are {h}x{w} of {c}: choose another network'
             )
 
     def forward(variables, images):
@@ -154,6 +162,8 @@ def _classifier(network, weights, resize_name, roles, dims, **runs) -> Extractor
         found = module.apply(variables, to_float(images[:, inner, inner]))
         return {role: found[role] for role in roles}
 
-    provenance = {'network': network, 'resize': 'none; padding is cut off', 'dims': module.features}
+    how = f'none; cut to {size}x{size}' if padded else 'none'
+    provenance = {'network': network, 'resize': how, 'dims': module.features}
     provenance |= {'weights': weights or 'shipped', 'weights_sha256': sha256(described['path'])}
-    return Extractor(forward, variables, provenance, f'_{network}', None, check, **runs)
+    named = {'suffix': f'_{network}', 'check': check, 'classes': described['classes']}
+    return Extractor(forward, variables, provenance, **named, **runs)

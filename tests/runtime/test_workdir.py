@@ -1,0 +1,16 @@
+import json
+
+import numpy as np
+
+from gen_jax.runtime import workdir
+
+
+def test_what_json_cannot_say_is_null(tmp_path):
+    path = tmp_path / 'x.json'
+    workdir.write_json(path, {'a': [np.inf, 1.5], 'b': {'c': float('nan')}, 'd': (2, 'e')})
+    assert json.loads(path.read_text(), parse_constant=lambda name: name) == {
+        'a': [None, 1.5],
+        'b': {'c': None},
+        'd': [2, 'e'],
+    }
+    assert [place.name for place in tmp_path.iterdir()] == ['x.json']
