@@ -113,7 +113,7 @@ def default(method: str) -> ml_collections.ConfigDict:
                 'dims': 2048,  # which of Inception's features: 2048, 768, 192, 64
                 'reference': '',  # the real images: a split ('': data.split), or an .npz
                 'n': 50_000,  # samples to judge
-                'batch_size': 50,  # images at a time through the network
+                'batch_size': 0,  # images at a time through the network; 0: what is fastest here
                 # Between two images: ssim, or LPIPS over alex, vgg or squeeze
                 'perceptual': 'ssim',
                 'perceptual_weights': '',  # file of that network; '': the cache, or a download
@@ -183,7 +183,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def _check_eval(options) -> None:
     for field in ('n', 'every_n'):
         require(options[field] >= 2, f'eval.{field}', options[field], 'at least 2 images')
-    require(options.batch_size >= 1, 'eval.batch_size', options.batch_size, 'at least 1')
+    require(options.batch_size >= 0, 'eval.batch_size', options.batch_size, '0 or more')
     require(options.every >= 0, 'eval.every', options.every, '0 (never) or more')
     require(
         bool(options.every) == bool(options.every_metrics),

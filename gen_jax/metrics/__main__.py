@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add('--resize', help='for inception: tf1, pytorch_fid or clean (default: tf1)')
     add('--dims', type=int, help=f'for inception: features, of {extract.DIMS} (the first)')
     add('--n', type=at_least(2), help='take the first N images of each set (default: all)')
-    add('--batch_size', type=at_least(1), default=50, help='images at a time (%(default)s)')
+    add('--batch_size', type=at_least(1), help='images at a time (default: what is fastest here)')
     add('--kid_subsets', type=at_least(2), default=options.kid_subsets, help='(%(default)s)')
     add(
         '--kid_subset_size', type=at_least(2), default=options.kid_subset_size, help='(%(default)s)'
@@ -208,7 +208,7 @@ def open_extractor(args: argparse.Namespace, metrics: tuple[str, ...]) -> extrac
         args.resize or 'tf1',
         compare.roles(metrics),
         args.dims or extract.DIMS[0],
-        args.batch_size,
+        args.batch_size or 0,
     )
 
 
@@ -234,9 +234,9 @@ def look(
     metrics: Iterable[str],
 ) -> compare.Seen:
     """`sets.look`, with a bar where somebody may be watching."""
-    bar = {'desc': images.path, 'total': -(-len(images) // args.batch_size), 'leave': False}
+    bar = {'desc': images.path, 'total': -(-len(images) // sets.READ), 'leave': False}
     watch = functools.partial(tqdm, **bar, disable=None)
-    return sets.look(images, extractor, metrics, args.batch_size, watch)
+    return sets.look(images, extractor, metrics, watch)
 
 
 def describe(images: ImageSet, seen: compare.Seen, metric: str) -> dict:

@@ -33,6 +33,7 @@ STATISTICS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
 FIELDS = ('network', 'dims', 'resize', 'weights_sha256')
 # What made the statistics in guided-diffusion's reference batches.
 GUIDED_DIFFUSION = {'network': 'inception-2015-12-05', 'resize': 'tf1'}
+READ = 50  # images at a time
 EXPECTED = 'a folder of images, an .npz or .npy of uint8 images, or an .npz of statistics'
 BROKEN = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -230,7 +231,6 @@ def look(
     images: ImageSet,
     extractor: Extractor | Told,
     metrics: Iterable[str],
-    batch_size: int = 50,
     watch: Callable[[Iterator], Iterator] = lambda batches: batches,
 ) -> compare.Seen:
     """A set as a network sees it. Its images are read as far as saved moments do not suffice.
@@ -239,7 +239,6 @@ def look(
       images: the set.
       extractor: opened with `compare.roles(metrics)`, or what `agreed` has found.
       metrics: names. Leave 'is' out for a reference.
-      batch_size: images to read at a time.
       watch: wraps the batches; a progress bar does.
 
     Returns:
@@ -257,7 +256,7 @@ def look(
     }
     moments = {compare.ROLE[name]: found for name, found in saved.items() if found}
     if rest := [name for name in metrics if not saved.get(name)]:
-        seen = compare.look(watch(images.batches(batch_size)), extractor, rest)
+        seen = compare.look(watch(images.batches(READ)), extractor, rest)
         return seen._replace(moments=seen.moments | moments)
     n = next(iter(moments.values())).provenance.get('n')
     return compare.Seen(n, moments, {})

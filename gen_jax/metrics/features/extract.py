@@ -93,7 +93,7 @@ def open_extractor(
     resize_name: str = 'tf1',
     roles: tuple[str, ...] = ('pool',),
     dims: int = 2048,
-    batch_size: int = 50,
+    batch_size: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     padded: bool = False,
 ) -> Extractor:
@@ -105,7 +105,8 @@ def open_extractor(
       resize_name: for Inception: 'tf1', 'pytorch_fid' or 'clean' (see `resize`).
       roles: what is wanted, of 'pool', 'spatial' (Inception only) and 'logits'.
       dims: which of Inception's features are the pool: 2048, 768, 192 or 64.
-      batch_size, mesh: see `Extractor`.
+      batch_size: see `Extractor`; 0: what is fastest here.
+      mesh: see `Extractor`.
       padded: images larger than a classifier's are its images with a margin, which is cut off.
 
     Raises:
@@ -113,6 +114,11 @@ def open_extractor(
     """
     if network not in NETWORKS:
         raise UserError(f'unknown network {network!r}{nearest(network, NETWORKS)}')
+    if not batch_size:
+        # XLA's convolutions on a CPU get slower with every image more that their maps take from
+        # the caches; measured by experiments/metrics_speed.py.
+        one = network == 'inception' and jax.default_backend() == 'cpu'
+        batch_size = 1 if one else 50
     runs = {'batch_size': batch_size, 'mesh': mesh}
     if network == 'inception':
         return _inception(weights, resize_name, roles, dims, **runs)
