@@ -129,5 +129,9 @@ def print_rows(rows: dict[str, dict]) -> None:
         spread = row.get('standard_error', row.get('standard_deviation'))
         beside = f' +- {spread:.2g}' if spread is not None else ''
         real = next(((row[k], row[f'{k}_n']) for k in ('floor', 'real') if k in row), None)
-        told = f'; real images: {real[0]:.6g} ({real[1]})' if real else ''
-        print(f'{name} {row["value"]:.6g}{beside} ({row["n"]} images{told})')
+        told = f'; real images: {_number(real[0])} ({real[1]})' if real else ''
+        print(f'{name} {_number(row["value"])}{beside} ({row["n"]} images{told})')
+
+
+def _number(value: float | None) -> str:
+    return 'not finite' if value is None else f'{value:.6g}'  # None: as it comes from JSON

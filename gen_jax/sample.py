@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,8 +163,8 @@ def stored(program: Program, state, out: Path, n: int) -> Iterator[np.ndarray]:
 
 def _parts(out: Path) -> list[tuple[int, int]]:
     """(first index, last index + 1) of every part."""
-    names = (path.stem.split('_') for path in out.glob('part_*_*.npy'))
-    return sorted((int(start), int(stop)) for _, start, stop in names)
+    found = (re.fullmatch(r'part_(\d+)_(\d+)\.npy', path.name) for path in out.glob('part_*'))
+    return sorted((int(match[1]), int(match[2])) for match in found if match)
 
 
 def _whole(out: Path) -> np.ndarray:

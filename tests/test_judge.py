@@ -101,6 +101,21 @@ def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(trained, monke
     assert report(trained) == whole
 
 
+def test_parts_of_any_length_and_of_a_killed_run_are_read(trained):
+    config = small(**{'eval.metrics': ('fid',)})
+    evaluate.run(config, trained)
+    whole = report(trained)
+    (out,) = (trained / 'samples').glob('at_step_*')
+    images = np.concatenate([np.load(out / f'part_{x}.npy') for x in ('0_256', '256_300')])
+    for part in out.glob('part_*'):
+        part.unlink()
+    np.save(out / 'part_5_50.npy', images[5:50])
+    np.save(out / 'part_40_290.npy', images[40:290])
+    (out / 'part_290_300.partial.npy').write_bytes(b'half')
+    evaluate.run(config, trained)
+    assert report(trained)['fid_digits']['value'] == whole['fid_digits']['value']
+
+
 def test_samples_of_another_training_are_not_judged(trained):
     evaluate.run(small(), trained)
     (out,) = (trained / 'samples').glob('at_step_*')
