@@ -41,6 +41,7 @@ def get_config(variant: str = ''):
         tiny=TINY
         | {
             'data.source': 'digits',
+            'data.fit': 'pad',
             'model.channels': 8,
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
