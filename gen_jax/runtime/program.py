@@ -18,23 +18,23 @@ class Program:
       config, method, mesh: as given.
       batch_spec: the least that a global batch holds, as ShapeDtypeStructs.
       batch_sharding: how a global batch lies on the mesh.
-      reader: (index, count): this process reads slice `index` of a batch cut into `count`.
       state_shape: the state as ShapeDtypeStructs with their shardings.
     """
 
-    def __init__(self, config, method: Method):
+    def __init__(self, config, method: Method, devices: list | None = None):
         """Lays the method's state out on the mesh.
 
         Args:
           config: a validated config.
           method: what it names.
+          devices: of the mesh; None: all there are. Programs for devices that are only described
+            (`jax.experimental.topologies`) can be lowered and compiled, not run.
         """
         self.config, self.method = config, method
-        self.mesh = sharding.make_mesh(config.mesh)
+        self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_divides(config.batch_size, self.mesh, 'batch_size')
         sharding.check_divides(config.sample.batch_size, self.mesh, 'sample.batch_size')
         self.batch_sharding = sharding.batch_sharding(self.mesh)
-        self.reader = sharding.reader(self.batch_sharding, config.batch_size)
         self.batch_spec = pipeline.batch_spec(config)
         self._everywhere = sharding.replicated(self.mesh)
 
@@ -73,6 +73,11 @@ class Program:
             method.decode, in_shardings=(placed, None, None), out_shardings=self._everywhere
         )
 
+    @functools.cached_property
+    def reader(self) -> tuple[int, int]:
+        """(index, count): this process reads slice `index` of a batch cut into `count`."""
+        return sharding.reader(self.batch_sharding, self.config.batch_size)
+
     def _train_step(self, seed, step, state, batch):
         return self.method.train_step(random.step_key(seed, 'train', step), state, batch)
 
@@ -103,10 +108,18 @@ class Program:
         spec = self.state_shape, indices, self.batch_spec
         return sorted(jax.eval_shape(self._evaluate, 0, *spec))
 
+    def lower_train(self) -> jax.stages.Lowered:
+        """train_step, ready to compile for the mesh's devices."""
+        return self._train.lower(0, 0, self.state_shape, self.batch_spec)
+
+    def lower_sample(self) -> jax.stages.Lowered:
+        """sample_step of `sample.batch_size` images, ready to compile for the mesh's devices."""
+        indices = np.arange(self.config.sample.batch_size, dtype=np.int32)
+        return self._sample.lower(0, self.state_shape, indices, self.condition(indices))
+
     def flops(self) -> float:
         """Floating-point operations of one train_step, as XLA counts them before optimising."""
-        lowered = self._train.lower(0, 0, self.state_shape, self.batch_spec)
-        return (lowered.cost_analysis() or {}).get('flops', float('nan'))
+        return (self.lower_train().cost_analysis() or {}).get('flops', float('nan'))
 
     def condition(self, indices: np.ndarray) -> dict:
         """What the samples of these indices are asked for: labels in turn, and the knobs."""
