@@ -1,4 +1,4 @@
-"""Trains, samples, evaluates and inspects deep generative image models.
+"""Trains, samples, evaluates, inspects, benchmarks and plans deep generative image models.
 
   python main.py                                              digits, into runs/ddpm_digits
   python main.py --config=configs/ddpm_cifar10.py --workdir=runs/ddpm_cifar10
@@ -20,9 +20,12 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from gen_jax.errors import UserError, in_one_line, is_users
+from gen_jax.runtime.compilation import keep_compiled
 from gen_jax.runtime.sharding import join_processes
 
-MODES = ('train', 'sample', 'evaluate', 'inspect')
+# The modes, and which flags are theirs alone.
+MODES = dict.fromkeys(('sample', 'evaluate', 'inspect'), ('step',))
+MODES |= {'train': (), 'benchmark': (), 'plan': ('topology',)}
 FLAGS = flags.FLAGS
 
 
@@ -30,9 +33,10 @@ def define_flags() -> None:
     """Not at import: defining `config` reads the command line, and may refuse it."""
     config = str(Path(__file__).resolve().parent / 'configs/ddpm_digits.py')
     config_flags.DEFINE_config_file('config', config, 'FILE[:variant]; its fields: --config.a.b=1')
-    flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
+    flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do')
     flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/NAME_OF_THE_CONFIG)')
     flags.DEFINE_string('step', None, 'the checkpoint to take: a number, or best (default: newest)')
+    flags.DEFINE_string('topology', None, 'TPUs to plan for: v5e:4x4,v4:2x2x1 (default: several)')
     flags.DEFINE_string('coordinator', None, 'several processes: host:port of the first, or auto')
     flags.DEFINE_integer('processes', None, 'several processes: how many')
     flags.DEFINE_integer('process', None, 'several processes: which one this is, from 0')
@@ -50,18 +54,19 @@ def run(argv: list[str]) -> None:
         config.seed  # noqa: B018 (a file that failed to load says so only when it is used)
         if extra:
             raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
-        if FLAGS.mode == 'train' and FLAGS.step is not None:
-            raise UserError('--step is for other modes: training goes on from the newest')
+        own = MODES[FLAGS.mode]
+        if other := [x for x in ('step', 'topology') if x not in own and FLAGS[x].value]:
+            raise UserError(f'--{other[0]} is not for --mode={FLAGS.mode}: leave it out')
+        keep_compiled()
         join_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     except UserError:
         raise
-    # A config file is the user's code, and flags have many ways to be wrong.
-    except Exception as error:
+    except Exception as error:  # a config file is the user's code, and flags can be wrong
         raise UserError(in_one_line(error)) from None
     name = Path(config_flags.get_config_filename(FLAGS['config'])).stem
     workdir = Path(FLAGS.workdir or f'runs/{name}').absolute()
-    step = {} if FLAGS.mode == 'train' else {'step': FLAGS.step}
-    importlib.import_module(f'gen_jax.{FLAGS.mode}').run(config, workdir, **step)
+    run_mode = importlib.import_module(f'gen_jax.{FLAGS.mode}').run
+    run_mode(config, workdir, **{name: FLAGS[name].value for name in own})
 
 
 def main() -> None:

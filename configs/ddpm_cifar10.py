@@ -48,13 +48,13 @@ def get_config(variant: str = ''):
 
     config.sampler.name = 'ddpm'
     config.sampler.variance = 'fixed_large'
-    config.sampler.steps = 1000
+    config.sample.knobs.steps = 1000
 
     config.eval.metrics = ('fid', 'is')
 
     ddim = {
         'sampler.name': 'ddim',
-        'sampler.steps': 50,
+        'sample.knobs.steps': 50,
         'sampler.spacing': 'quadratic',
         'sampler.clip': False,  # as the authors' code
     }
@@ -69,7 +69,7 @@ def get_config(variant: str = ''):
         'diffusion.timesteps': 20,
         'diffusion.beta_max': 0.5,
         'optimizer.warmup': 0,
-        'sampler.steps': 5,
+        'sample.knobs.steps': 5,
         'eval.metrics': ('per_example',),
     }
     return base.vary(config, variant, ddim=ddim, tiny=tiny)

@@ -32,7 +32,7 @@ def get_config(variant: str = ''):
     config.ema_decay = 0.995
     config.sample.knobs.guidance = 1.5
     config.sampler.name = 'ddim'
-    config.sampler.steps = 50
+    config.sample.knobs.steps = 50
     config.eval.network = 'digits'
     config.eval.metrics = ('per_example', 'fid', 'kid', 'prdc', 'accuracy', 'modes')
     config.eval.n = 1501
@@ -46,7 +46,7 @@ def get_config(variant: str = ''):
             'model.channels': 8,
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
-            'sampler.steps': 2,
+            'sample.knobs.steps': 2,
             'eval.every': 4,
         },
     )

@@ -45,7 +45,7 @@ def get_config(variant: str = ''):
             'model.channels': 8,
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
-            'sampler.steps': 2,
+            'sample.knobs.steps': 2,
             'eval.network': 'digits',
         },
     )

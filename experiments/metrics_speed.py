@@ -10,15 +10,14 @@ extra `parity`. Writes metrics_speed.json where --out says.
 """
 
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from absl import app, flags
+from peers import import_torchvision, seconds
 
 from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, frechet_distance
@@ -29,22 +28,6 @@ flags.DEFINE_integer('n', 32, 'Images.')
 flags.DEFINE_integer('size', 32, 'Height and width of the images.')
 flags.DEFINE_integer('turns', 5, 'Measurements of each.')
 flags.DEFINE_string('out', 'metrics_speed.json', 'Where the figures go.')
-
-
-def import_torchvision() -> None:
-    """The packages import it for their data sets; it may be built for another torch than is there.
-
-    Then two operators that it describes at import are missing, which nothing here calls.
-    """
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
-            del sys.modules[name]
-        for operator in ('nms', 'qnms'):
-            schema = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-            torch.library.define(f'torchvision::{operator}', schema)
-        import torchvision  # noqa: F401
 
 
 def networks(folder: Path) -> tuple[Callable, Callable]:
@@ -71,13 +54,6 @@ def networks(folder: Path) -> tuple[Callable, Callable]:
             return np.concatenate([theirs(part)[0].numpy() for part in images.split(size)])
 
     return lambda images: ours(images)['pool'], reference
-
-
-def seconds(function: Callable, *args) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - start
 
 
 def features() -> dict:

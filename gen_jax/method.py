@@ -34,6 +34,7 @@ class Method(NamedTuple):
       decode: (state, latents, condition) -> images [b, h, w, c] in [-1, 1], deterministic.
       denoise: (state, x_t, t, condition) -> estimate of the clean image, shaped like x_t.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
+      network_calls: calls of the network in one `sample_step`, as the config has it.
     """
 
     init: Callable
@@ -44,6 +45,7 @@ class Method(NamedTuple):
     decode: Callable | None = None
     denoise: Callable | None = None
     latent_dim: int | None = None
+    network_calls: int = 1
 
 
 class Net(struct.PyTreeNode):
@@ -75,21 +77,37 @@ class Net(struct.PyTreeNode):
 
 
 def descend(
-    net: Net, loss_fn: Callable, tx: optax.GradientTransformation, ema_decay: float | None
+    net: Net,
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    ema_decay: float | None,
+    batch: Any,
+    accumulate: int = 1,
 ) -> tuple[Net, dict]:
     """One optimiser step, and one step of the moving average. Clipping lives in `tx`.
 
     Args:
       net: the network to improve.
-      loss_fn: params -> (scalar loss, (extra, metrics)); `extra` replaces `net.extra`.
+      loss_fn: (params, extra, batch) -> (scalar loss, (extra, metrics)). The loss and the metrics
+        are means over the batch's examples; `extra` begins as `net.extra` and replaces it.
       tx: the optimiser that made `net.opt_state`.
       ema_decay: d in `ema <- d * ema + (1 - d) * params`; ignored where `net.ema` is None.
+      batch: all that `loss_fn` knows of the examples, what was drawn for each included: a pytree
+        of arrays with leading axis b. A leaf that is a single key stands for draws of the whole
+        batch, such as dropout's.
+      accumulate: k, which divides b. The memory of one gradient falls k-fold: `loss_fn` sees k
+        parts of b / k examples one after the other, each with a key of its own, and each gets the
+        `extra` of the part before. The step follows the mean gradient.
 
     Returns:
-      The net after the step, and `metrics` with `loss` and `grad_norm` (the global L2 norm before
-      clipping) added.
+      The net after the step, and `metrics` (their mean) with `loss` and `grad_norm` (the global L2
+      norm of the mean gradient before clipping) added.
     """
-    (loss, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(net.params)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        (loss, (extra, metrics)), grads = gradient(net.params, net.extra, batch)
+    else:
+        (loss, (extra, metrics)), grads = _accumulated(gradient, net, batch, accumulate)
     updates, opt_state = tx.update(grads, net.opt_state, net.params)
     params = optax.apply_updates(net.params, updates)
     ema = net.ema
@@ -97,6 +115,27 @@ def descend(
         ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
     metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
     return Net(params, ema, opt_state, extra), metrics
+
+
+def _accumulated(gradient: Callable, net: Net, batch: Any, k: int) -> tuple:
+    """What `gradient` would give for the whole batch, from k parts of it in turn."""
+
+    def cut(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.ndim:
+            return jax.random.split(x, k)
+        # Every k-th example: each device then finds its share of a part in its share of the batch.
+        return x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1)  # [k, b / k, ...]
+
+    def add(carry, part):
+        extra, total = carry
+        (loss, (extra, metrics)), grads = gradient(net.params, extra, part)
+        return (extra, jax.tree.map(jnp.add, total, grads)), (loss, metrics)
+
+    # A loop, as XLA runs unrolled parts side by side, and then keeps the activations of all.
+    start = net.extra, jax.tree.map(jnp.zeros_like, net.params)
+    (extra, total), each = jax.lax.scan(add, start, jax.tree.map(cut, batch))
+    loss, metrics = jax.tree.map(lambda x: x.mean(0), each)
+    return (loss, (extra, metrics)), jax.tree.map(lambda x: x / k, total)
 
 
 def optimizer_defaults(**changes: float) -> dict:

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from peers import import_torchvision
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,28 +30,9 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def mend_torchvision():
-    """Lets torchvision, which the oracles import, load beside a torch that it was not built for.
-
-    Its compiled part then fails to load, silently, and with it two operators that it describes at
-    import. Nothing here calls them.
-    """
-    if not find_spec('torch') or not find_spec('torchvision'):
-        return
-    import torch
-
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
-            del sys.modules[name]
-        for operator in ('nms', 'qnms'):
-            schema = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-            torch.library.define(f'torchvision::{operator}', schema)
-        import torchvision  # noqa: F401
-
-
-mend_torchvision()
+# The oracles import torchvision.
+if find_spec('torch') and find_spec('torchvision'):
+    import_torchvision()
 
 
 @pytest.fixture(scope='session')

@@ -204,13 +204,14 @@ def create(config: ml_collections.ConfigDict) -> Method:
         return elbo(z_keys, module, variables, binarize(pixel_keys, batch['image'], how))
 
     def train_step(key, state, batch):
-        def loss_fn(params):
-            keys = jax.random.split(key, len(batch['image']))
+        def loss_fn(params, extra, keyed):
+            keys, batch = keyed
             mean = jax.tree.map(jnp.mean, terms(keys, {'params': params}, batch))
             mean['reconstruction'] = mean.pop('log_likelihood')
-            return -mean['elbo'], (state.net.extra, mean)
+            return -mean['elbo'], (extra, mean)
 
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay)
+        keyed = jax.random.split(key, len(batch['image'])), batch
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
         return State(net), metrics
 
     def evaluate_step(keys, state, batch):

@@ -15,7 +15,13 @@ from flax import struct
 from gen_jax.config import nearest, require
 from gen_jax.diffusion import bound, samplers
 from gen_jax.diffusion.samplers import VARIANCES
-from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, linear_betas, spaced_times
+from gen_jax.diffusion.schedules import (
+    SPACINGS,
+    DiscreteProcess,
+    Trajectory,
+    linear_betas,
+    spaced_times,
+)
 from gen_jax.diffusion.unet import UNet, from_config
 from gen_jax.errors import UserError
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
@@ -39,6 +45,7 @@ def defaults() -> dict:
             'attention': (4,),  # sizes of the feature maps that get attention
             'dropout': 0.1,
             'groups': 8,  # groups of each group norm
+            'remat': 'norms',  # computed again in the backward pass: none, norms, blocks
             'dtype': 'float32',  # what the network computes in: float32, bfloat16
         },
         'diffusion': {
@@ -52,11 +59,16 @@ def defaults() -> dict:
         'sampler': {
             'name': 'ddim',  # ddpm (ancestral), ddim
             'variance': 'fixed_large',  # of ddpm and of the bound: fixed_large, fixed_small
-            'steps': 50,  # times visited, of all T
-            'spacing': 'linear',  # of these times: linear, quadratic
+            'spacing': 'linear',  # of the times visited: linear, quadratic
             'clip': True,  # keep the estimate of the image in [-1, 1]
         },
-        'sample': {'knobs': {'eta': 0.0, 'guidance': 1.0}},
+        'sample': {
+            'knobs': {
+                'eta': 0.0,  # noise of ddim: 0 (none) to 1
+                'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
+                'steps': 50,  # times visited, of all T
+            }
+        },
     }
 
 
@@ -65,8 +77,10 @@ def create(config) -> Method:
 
     `sample_step` and `denoise` take in their condition `label` int32 [n] where the model knows
     classes, `guidance` float [n] where it was trained to be guided (1: the plain conditional
-    model), and `eta` float [n] for DDIM. They, and `evaluate_step`, use the averaged parameters.
-    `evaluate_step` gives what `bound.evaluate` does; it runs the network T times.
+    model); `sample_step` also `steps` int32 [n], each 1 .. T, and `eta` float [n] for DDIM. It
+    calls the network as often as the largest number of steps says. They, and `evaluate_step`, use
+    the averaged parameters. `evaluate_step` gives what `bound.evaluate` does; it runs the network T
+    times.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
@@ -99,12 +113,14 @@ def create(config) -> Method:
             hidden = jax.random.bernoulli(key_label, diffusion.label_dropout, label.shape)
             label = jnp.where(hidden, num_classes, label)
 
-        def loss_fn(params):
-            rngs = {'dropout': key_dropout}
-            eps_theta = unet.apply({'params': params}, x_t, t, label, train=True, rngs=rngs)
-            return jnp.mean((eps - eps_theta) ** 2), ({}, {})  # eq. 14
+        def loss_fn(params, extra, noised):
+            x_t, t, label, eps, key = noised
+            apply = partial(unet.apply, train=True, rngs={'dropout': key})
+            eps_theta = apply({'params': params}, x_t, t, label)
+            return jnp.mean((eps - eps_theta) ** 2), (extra, {})  # eq. 14
 
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay)
+        noised = x_t, t, label, eps, key_dropout
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, noised, config.accumulate)
         return State(net), metrics
 
     def predict(state, x_t, t, label, guidance=None):
@@ -122,8 +138,9 @@ def create(config) -> Method:
         return predict(state, x_t, t, labels(condition, num_classes), guidance)[1]
 
     def sample_step(keys, state, condition):
-        visited = process.at(spaced_times(T, sampler.steps, sampler.spacing))
-        args = partial(denoise, state, condition=condition), visited, keys, shape
+        steps = knob(config, condition, 'steps', len(keys))
+        trajectory = Trajectory.create(process, steps, sampler.spacing)
+        args = partial(denoise, state, condition=condition), trajectory, keys, shape
         if sampler.name == 'ddpm':
             x_0 = samplers.ancestral(*args, sampler.variance)
         else:
@@ -135,7 +152,10 @@ def create(config) -> Method:
         plain = partial(predict, state, label=labels(batch, num_classes))
         return bound.evaluate(plain, process, keys, batch['image'], sampler.variance)
 
-    return Method(init, train_step, sample_step, evaluate_step, denoise=denoise)
+    calls = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
+    return Method(
+        init, train_step, sample_step, evaluate_step, denoise=denoise, network_calls=calls
+    )
 
 
 def build_unet(config) -> UNet:
@@ -187,9 +207,10 @@ def labels(batch: dict, num_classes: int) -> jax.Array | None:
 
 
 def knob(config, condition: dict, name: str, n: int) -> jax.Array:
-    """One of the sampler's numbers, float32 [n]: the condition's, else the config's."""
-    value = condition.get(name, config.sample.knobs[name])
-    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), n)
+    """One of the sampler's numbers, [n]: the condition's, else the config's, whose type it has."""
+    default = config.sample.knobs[name]
+    dtype = jnp.int32 if isinstance(default, int) else jnp.float32
+    return jnp.broadcast_to(jnp.asarray(condition.get(name, default), dtype), n)
 
 
 def check(config) -> None:
@@ -197,7 +218,7 @@ def check(config) -> None:
     diffusion, sampler, knobs = config.diffusion, config.sampler, config.sample.knobs
     T, low, high = diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
     dropout = diffusion.label_dropout
-    require(T >= 2, 'diffusion.timesteps', T, 'at least 2')
+    require(2 <= T <= 10_000, 'diffusion.timesteps', T, '2 to 10000')
     require(0 < low <= high, 'diffusion.beta_min', low, f'0 < beta_min <= beta_max={high}')
     require(high < 1, 'diffusion.beta_max', high, 'less than 1')
     require(0 <= dropout < 1, 'diffusion.label_dropout', dropout, 'a probability below 1')
@@ -211,7 +232,7 @@ def check(config) -> None:
     for field, known in (('name', NAMES), ('variance', VARIANCES), ('spacing', SPACINGS)):
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
-    require(1 <= sampler.steps <= T, 'sampler.steps', sampler.steps, f'1 to timesteps={T}')
+    require(1 <= knobs.steps <= T, 'sample.knobs.steps', knobs.steps, f'1 to timesteps={T}')
     require(0 <= knobs.eta <= 1, 'sample.knobs.eta', knobs.eta, '0 to 1')
     require(
         knobs.eta == 0 or sampler.name == 'ddim',

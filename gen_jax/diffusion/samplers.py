@@ -1,18 +1,17 @@
 """Samplers of discrete diffusion. They know nothing of networks, parametrisations or conditions.
 
 A sampler sees `denoise(x_t [n, h, w, c], t int32 [n]) -> x_0 [n, h, w, c]`, where guidance and
-clipping live. Times count from 0. Sample j at the sampler's i-th time (i counts down to 0) draws
-from fold_in(keys[j], i), and x_T from fold_in(keys[j], 0), which is free because the last step
-draws none. So x_T is the same for every sampler and number of steps.
+clipping live, and the `Trajectory` of times that each sample visits. Sample j at its i-th time (i
+counts down to 0) draws from fold_in(keys[j], i), and x_T from fold_in(keys[j], 0), which is free
+because the last step draws none. So x_T is the same for every sampler and number of steps.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gen_jax.diffusion.schedules import DiscreteProcess
+from gen_jax.diffusion.schedules import Step, Trajectory
 
 VARIANCES = ('fixed_large', 'fixed_small')
 
@@ -23,13 +22,13 @@ def normal(keys: jax.Array, i, shape: tuple[int, ...]) -> jax.Array:
 
 
 def ancestral(
-    denoise: Callable, process: DiscreteProcess, keys: jax.Array, shape: tuple, variance: str
+    denoise: Callable, trajectory: Trajectory, keys: jax.Array, shape: tuple, variance: str
 ) -> jax.Array:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), the mean written by x_0 as in eq. 7.
 
     Args:
       denoise: see above.
-      process: with all T times for the paper's sampler, or seen at some (`process.at`).
+      trajectory: through all T times for the paper's sampler, or through some.
       keys: [n].
       shape: (h, w, c).
       variance: sigma_t^2 is beta_t for 'fixed_large', beta_tilde_t for 'fixed_small' (section 3.2).
@@ -37,28 +36,23 @@ def ancestral(
     Returns:
       x_0, float32 [n, h, w, c].
     """
-    sigma = np.sqrt(process.beta if variance == 'fixed_large' else process.beta_tilde)
-    sigma[0] = 0.0  # z = 0 in the last step (line 3)
-    c_0, c_t, sigma = jnp.float32((*process.posterior_mean(), sigma))
-    tau = jnp.int32(process.tau)
 
-    def step(t, x_t):
-        x_0 = denoise(x_t, jnp.full(len(keys), tau[t]))
-        return c_0[t] * x_0 + c_t[t] * x_t + sigma[t] * normal(keys, t, shape)
+    def step(now: Step, x_t, z):
+        c_0, c_t = now.posterior_mean()
+        sigma = jnp.sqrt(now.beta if variance == 'fixed_large' else now.beta_tilde)
+        return c_0 * denoise(x_t, now.t) + c_t * x_t + sigma * z
 
-    steps = len(tau)
-    x_T = normal(keys, 0, shape)
-    return jax.lax.fori_loop(0, steps, lambda i, x: step(steps - 1 - i, x), x_T)
+    return _follow(trajectory, step, keys, shape)
 
 
 def ddim(
-    denoise: Callable, process: DiscreteProcess, keys: jax.Array, shape: tuple, eta: jax.Array
+    denoise: Callable, trajectory: Trajectory, keys: jax.Array, shape: tuple, eta: jax.Array
 ) -> jax.Array:
     """DDIM (Song et al. 2021, eq. 12 with the sigma of eq. 16).
 
     Args:
       denoise: see above. eps is computed back from its x_0, so that the two agree after clipping.
-      process: seen at the times to visit (`process.at`).
+      trajectory: through the times to visit.
       keys: [n].
       shape: (h, w, c).
       eta: float32 [n] in [0, 1]. 0 draws no noise after x_T; 1 with all T times is `ancestral`
@@ -67,21 +61,31 @@ def ddim(
     Returns:
       x_0, float32 [n, h, w, c].
     """
-    alpha_bar, alpha_bar_prev = process.alpha_bar, process.alpha_bar_prev
-    scale, noise_std = jnp.float32((np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)))
-    scale_prev, noise_var_prev = jnp.float32((np.sqrt(alpha_bar_prev), 1 - alpha_bar_prev))
-    sigma_1 = jnp.float32(np.sqrt(process.beta_tilde))  # eq. 16 at eta = 1
-    tau = jnp.int32(process.tau)
     eta = eta[:, None, None, None]  # [n, 1, 1, 1]
 
-    def step(t, x_t):
-        x_0 = denoise(x_t, jnp.full(len(keys), tau[t]))
-        eps = (x_t - scale[t] * x_0) / noise_std[t]
-        sigma = eta * sigma_1[t]
-        # Rounding may take the difference, 0 at t = 0, below 0.
-        direction = jnp.sqrt(jnp.maximum(noise_var_prev[t] - sigma**2, 0.0)) * eps
-        return scale_prev[t] * x_0 + direction + sigma * normal(keys, t, shape)
+    def step(now: Step, x_t, z):
+        x_0 = denoise(x_t, now.t)
+        eps = (x_t - now.scale * x_0) / now.noise_std
+        sigma = eta * jnp.sqrt(now.beta_tilde)
+        # Rounding may take the difference, 0 in the last step, below 0.
+        direction = jnp.sqrt(jnp.maximum(now.noise_std_prev**2 - sigma**2, 0.0)) * eps
+        return now.scale_prev * x_0 + direction + sigma * z
 
-    steps = len(tau)
-    x_T = normal(keys, 0, shape)
-    return jax.lax.fori_loop(0, steps, lambda i, x: step(steps - 1 - i, x), x_T)
+    return _follow(trajectory, step, keys, shape)
+
+
+def _follow(trajectory: Trajectory, step: Callable, keys: jax.Array, shape: tuple) -> jax.Array:
+    """x_0 by `step(Step, x_t, z) -> x_prev` from x_T on, z being normal, and 0 in the last step.
+
+    The samples count down together and finish together: those that visit fewer times than others
+    keep their x_T until their first.
+    """
+    count = trajectory.count[:, None, None, None]
+    most = jnp.max(count)
+
+    def body(k, x_t):
+        i = most - 1 - k
+        z = jnp.where(i > 0, normal(keys, i, shape), 0.0)
+        return jnp.where(i < count, step(trajectory.at(i), x_t, z), x_t)
+
+    return jax.lax.fori_loop(0, most, body, normal(keys, 0, shape))

@@ -1,11 +1,14 @@
-"""Discrete noise schedules, in float64.
+"""Discrete noise schedules: in float64, and as samplers see them, in float32 with traced steps.
 
 The papers count time from 1 to T. Here, as in the authors' code and in what the network is told,
 t counts from 0 to T-1: t is the paper's t-1.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 SPACINGS = ('linear', 'quadratic')
@@ -82,3 +85,102 @@ class DiscreteProcess(NamedTuple):
         c_0 = np.sqrt(self.alpha_bar_prev) * self.beta / (1 - self.alpha_bar)
         c_t = np.sqrt(1 - self.beta) * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
         return c_0, c_t
+
+
+class Step(NamedTuple):
+    """The step of n samples from x_t to x_prev, at the time visited next; x_0 after the first.
+
+    All float32 [n, 1, 1, 1] but t; each sample has its own.
+
+    Attributes:
+      t: what the network is told, int32 [n].
+      scale, noise_std: x_t = scale x_0 + noise_std eps (eq. 4).
+      scale_prev, noise_std_prev: of x_prev, likewise; 1 and 0 where it is x_0.
+      beta: variance added from x_prev to x_t (eq. 2).
+    """
+
+    t: jax.Array
+    scale: jax.Array
+    noise_std: jax.Array
+    scale_prev: jax.Array
+    noise_std_prev: jax.Array
+    beta: jax.Array
+
+    @property
+    def beta_tilde(self) -> jax.Array:
+        """Variance of q(x_prev | x_t, x_0) (eq. 7)."""
+        return (self.noise_std_prev / self.noise_std) ** 2 * self.beta
+
+    def posterior_mean(self) -> tuple[jax.Array, jax.Array]:
+        """(c_0, c_t), in the mean c_0 x_0 + c_t x_t of q(x_prev | x_t, x_0) (eq. 7)."""
+        c_0 = self.scale_prev * self.beta / self.noise_std**2
+        c_t = self.scale / self.scale_prev * (self.noise_std_prev / self.noise_std) ** 2
+        return c_0, c_t
+
+
+class Trajectory(NamedTuple):
+    """The times that each of n samples visits, on the device: all that a sampler needs to know.
+
+    How many these are is traced: other numbers of steps need no other program. What `at` gives is
+    within 1e-6, relatively, of `process.at(spaced_times(T, steps, spacing))`.
+
+    Attributes:
+      count: times that each sample visits, int32 [n]: `steps`, or what `spaced_times` leaves of it.
+      index: int32 [n, 1 + T]: 0, which stands for the image itself, then 1 + t of the times in
+        rising order. What follows after `count` of them has no meaning.
+      tau: what the network is told at each index, int32 [1 + T].
+      marginals: log(alpha_bar) and the rest of it that float32 loses, sqrt(alpha_bar) and
+        sqrt(1 - alpha_bar), float32 [4, 1 + T].
+    """
+
+    count: jax.Array
+    index: jax.Array
+    tau: jax.Array
+    marginals: jax.Array
+
+    @classmethod
+    def create(cls, process: DiscreteProcess, steps: jax.Array, spacing: str) -> 'Trajectory':
+        """Of the T times of a process, those that `spaced_times` names.
+
+        Args:
+          process: its T times are all that there are, whatever `tau` the network is told at them.
+          steps: int32 [n], each 1 .. T; traced.
+          spacing: one of SPACINGS.
+        """
+        T = len(process.tau)
+        bits = jnp.asarray(_visited(T, spacing))[steps - 1]
+        visited = jnp.unpackbits(bits, axis=1, count=T).astype(bool)  # [n, T]
+        index = jnp.sort(jnp.where(visited, jnp.arange(1, T + 1, dtype=jnp.int32), T), axis=1)
+        alpha_bar = np.append(1.0, process.alpha_bar)
+        # In two parts, since beta is told by a difference of two that agree in their first digits.
+        high = np.float32(log := np.log(alpha_bar))
+        roots = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+        return cls(
+            visited.sum(1, dtype=jnp.int32),
+            jnp.pad(index, ((0, 0), (1, 0))),
+            jnp.int32(np.append(0, process.tau)),
+            jnp.float32((high, log - high, *roots)),
+        )
+
+    def at(self, i: jax.Array) -> Step:
+        """The step from each sample's i-th time, counted from 0, to the one before it."""
+        s, t = self.index[:, i], self.index[:, i + 1]  # [n]
+        high, low, scale, noise_std = self.marginals[:, t, None, None, None]
+        high_prev, low_prev, scale_prev, noise_std_prev = self.marginals[:, s, None, None, None]
+        beta = -jnp.expm1((high - high_prev) + (low - low_prev))
+        return Step(self.tau[t], scale, noise_std, scale_prev, noise_std_prev, beta)
+
+
+@functools.cache
+def _visited(T: int, spacing: str) -> np.ndarray:
+    """Row `steps - 1` holds a bit for each time: whether `spaced_times` names it.
+
+    A table, since the times of the authors' code come from rounding in float64, which devices lack.
+
+    Returns:
+      uint8 [T, ceil(T / 8)], as np.packbits has it.
+    """
+    visited = np.zeros((T, T), bool)
+    for steps in range(1, T + 1):
+        visited[steps - 1, spaced_times(T, steps, spacing)] = True
+    return np.packbits(visited, axis=1)

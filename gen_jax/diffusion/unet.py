@@ -14,20 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.config import nearest, require
+from gen_jax.nn.conv import conv
+from gen_jax.nn.dropout import Dropout
+from gen_jax.nn.norm import GroupNorm
 
+REMATS = ('none', 'norms', 'blocks')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 # The last layer of each residual branch starts near zero: every block starts as the identity.
 NEAR_ZERO = nn.initializers.variance_scaling(1e-10, 'fan_avg', 'uniform')
 
-Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=INIT)
+Conv3x3 = partial(
+    nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=INIT, conv_general_dilated=conv
+)
 Dense = partial(nn.Dense, kernel_init=INIT)
-
-
-def GroupNorm(groups: int, dtype, name: str) -> nn.GroupNorm:
-    """Group norm with the paper's epsilon; its statistics are float32 whatever `dtype` is."""
-    return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def sinusoids(t: jax.Array, width: int) -> jax.Array:
@@ -68,17 +69,29 @@ class ResBlock(nn.Module):
     groups: int
     dropout: float
     dtype: Any
+    remat: str
 
     @nn.compact
     def __call__(self, x, emb, train: bool):
         """[b, h, w, c] and the time's [b, e] -> [b, h, w, width]."""
-        h = nn.silu(GroupNorm(self.groups, self.dtype, 'norm1')(x))
-        h = Conv3x3(self.width, dtype=self.dtype, name='conv1')(h)  # [b, h, w, width]
+        norm = partial(GroupNorm, self.groups, dtype=self.dtype)
+        conv = partial(Conv3x3, self.width, dtype=self.dtype)
+
+        def first(self, h):
+            return conv(name='conv1')(nn.silu(norm(name='norm1')(h)))  # [b, h, w, width]
+
+        def second(self, h):
+            h = nn.silu(norm(name='norm2')(h))
+            h = Dropout(self.dropout, deterministic=not train)(h)
+            return conv(kernel_init=NEAR_ZERO, name='conv2')(h)
+
+        if self.remat != 'none':
+            # Not even the convolutions run again: their gradients need their inputs only.
+            policy = jax.checkpoint_policies.save_only_these_names(Dropout.MASK)
+            first, second = nn.remat(first, policy=policy), nn.remat(second, policy=policy)
+        h = first(self, x)
         time = Dense(self.width, dtype=self.dtype, name='time_emb_proj')(nn.silu(emb))
-        h = h + time[:, None, None, :]
-        h = nn.silu(GroupNorm(self.groups, self.dtype, 'norm2')(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = Conv3x3(self.width, dtype=self.dtype, kernel_init=NEAR_ZERO, name='conv2')(h)
+        h = second(self, h + time[:, None, None, :])
         if x.shape[-1] != self.width:
             x = Dense(self.width, dtype=self.dtype, name='conv_shortcut')(x)  # a 1x1 convolution
         return x + h
@@ -94,7 +107,7 @@ class Attention(nn.Module):
     def __call__(self, x):
         """[b, h, w, c] -> [b, h, w, c], the input plus what it attends to."""
         b, h, w, c = x.shape
-        y = GroupNorm(self.groups, self.dtype, 'group_norm')(x)
+        y = GroupNorm(self.groups, dtype=self.dtype, name='group_norm')(x)
         q, k, v = (
             Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c)  # [b, hw, 1, c]
             for name in ('to_q', 'to_k', 'to_v')
@@ -142,6 +155,9 @@ class UNet(nn.Module):
       num_classes: rows of the label embedding, the null class counted where there is one; 0: the
         net takes no label.
       out_channels: channels of the result.
+      remat: what the backward pass computes again instead of keeping it: 'none', 'norms' (the
+        inputs of the convolutions, from those of the norms before them), 'blocks' (all between the
+        ends of the blocks).
       dtype: what convolutions and attention compute in. Parameters, statistics, softmax and the
         result are float32.
     """
@@ -154,6 +170,7 @@ class UNet(nn.Module):
     groups: int = 32
     num_classes: int = 0
     out_channels: int = 3
+    remat: str = 'none'
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -169,8 +186,13 @@ class UNet(nn.Module):
         Returns:
           float32 [b, h, w, out_channels].
         """
-        res = partial(ResBlock, groups=self.groups, dropout=self.dropout, dtype=self.dtype)
-        attend = partial(Attention, groups=self.groups, dtype=self.dtype)
+        block, attention = ResBlock, Attention
+        if self.remat == 'blocks':
+            block, attention = nn.remat(block, static_argnums=3), nn.remat(attention)
+        res = partial(
+            block, groups=self.groups, dropout=self.dropout, dtype=self.dtype, remat=self.remat
+        )
+        attend = partial(attention, groups=self.groups, dtype=self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         last = len(widths) - 1
 
@@ -205,7 +227,7 @@ class UNet(nn.Module):
             if i < last:
                 x = Upsample(self.dtype, name=f'up_{i}_upsampler_0')(x)  # [b, 2h, 2w, width]
 
-        x = nn.silu(GroupNorm(self.groups, self.dtype, 'conv_norm_out')(x))
+        x = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name='conv_norm_out')(x))
         x = Conv3x3(self.out_channels, dtype=self.dtype, kernel_init=NEAR_ZERO, name='conv_out')(x)
         return x.astype(jnp.float32)  # [b, h, w, out_channels]
 
@@ -214,8 +236,8 @@ def from_config(config, num_classes: int) -> UNet:
     """The U-Net that `config.model` describes, for images as `config.data` says.
 
     Args:
-      config: with `model.{channels, multipliers, blocks, attention, dropout, groups, dtype}` and
-        `data.{image_size, channels}`.
+      config: with `model.{channels, multipliers, blocks, attention, dropout, groups, remat,
+        dtype}` and `data.{image_size, channels}`.
       num_classes: rows of the label embedding; 0: none.
 
     Raises:
@@ -228,6 +250,8 @@ def from_config(config, num_classes: int) -> UNet:
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'a probability below 1')
     fits = model.channels >= 4 and model.channels % 2 == 0
     require(fits, 'model.channels', model.channels, 'an even number of at least 4')
+    known = f'a known name{nearest(model.remat, REMATS)}'
+    require(model.remat in REMATS, 'model.remat', model.remat, known)
     require(
         model.dtype in DTYPES, 'model.dtype', model.dtype, f'a type{nearest(model.dtype, DTYPES)}'
     )
@@ -261,5 +285,6 @@ def from_config(config, num_classes: int) -> UNet:
         groups=model.groups,
         num_classes=num_classes,
         out_channels=data.channels,
+        remat=model.remat,
         dtype=DTYPES[model.dtype],
     )

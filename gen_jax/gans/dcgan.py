@@ -189,6 +189,7 @@ class Game(NamedTuple):
     g_tx: optax.GradientTransformation
     d_tx: optax.GradientTransformation
     ema_decay: float
+    accumulate: int
 
 
 def apply_train(module: nn.Module, variables: dict, x: jax.Array) -> tuple[jax.Array, dict]:
@@ -199,16 +200,18 @@ def apply_train(module: nn.Module, variables: dict, x: jax.Array) -> tuple[jax.A
 def discriminator_step(game: Game, key, state: State, image) -> tuple[State, dict]:
     """Improves the discriminator on real images [b, h, w, c] and as many generated ones."""
     z = jax.random.normal(key, (len(image), game.latent_dim))
-    fake, _ = apply_train(game.generator, state.generator.variables(), z)  # [b, h, w, c]
 
-    def loss_fn(params):
-        variables = {'params': params, **state.discriminator.extra}
-        on_real, extra = apply_train(game.discriminator, variables, image)  # [b]
+    def loss_fn(params, extra, batch):
+        z, image = batch
+        fake, _ = apply_train(game.generator, state.generator.variables(), z)  # [b, h, w, c]
+        on_real, extra = apply_train(game.discriminator, {'params': params, **extra}, image)  # [b]
         on_fake, extra = apply_train(game.discriminator, {'params': params, **extra}, fake)
         metrics = {'real_accuracy': (on_real > 0).mean(), 'fake_accuracy': (on_fake < 0).mean()}
         return discriminator_loss(on_real, on_fake, game.smoothing), (extra, metrics)
 
-    net, metrics = descend(state.discriminator, loss_fn, game.d_tx, None)
+    net, metrics = descend(
+        state.discriminator, loss_fn, game.d_tx, None, (z, image), game.accumulate
+    )
     return state.replace(discriminator=net), {f'd_{k}': v for k, v in metrics.items()}
 
 
@@ -216,13 +219,12 @@ def generator_step(game: Game, key, state: State, n: int) -> tuple[State, dict]:
     """Improves the generator on n noise vectors, then its average and the running statistics."""
     z = jax.random.normal(key, (n, game.latent_dim))
 
-    def loss_fn(params):
-        extra = state.generator.extra
+    def loss_fn(params, extra, z):
         fake, _ = apply_train(game.generator, {'params': params, **extra}, z)  # [n, h, w, c]
         logits, _ = apply_train(game.discriminator, state.discriminator.variables(), fake)
         return generator_loss(logits), (extra, {})
 
-    net, metrics = descend(state.generator, loss_fn, game.g_tx, game.ema_decay)
+    net, metrics = descend(state.generator, loss_fn, game.g_tx, game.ema_decay, z, game.accumulate)
     _, extra = apply_train(game.generator, net.variables(ema=True), z)
     net = net.replace(extra=extra)
     return state.replace(generator=net), {f'g_{k}': v for k, v in metrics.items()}
@@ -296,4 +298,5 @@ def _game(config) -> Game:
         optimizer(config.optimizer),
         optimizer(d_optimizer),
         decay,
+        config.accumulate,
     )

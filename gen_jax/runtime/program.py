@@ -9,6 +9,7 @@ import numpy as np
 from gen_jax.data import pipeline
 from gen_jax.method import Method
 from gen_jax.runtime import random, sharding
+from gen_jax.runtime.compilation import compiler_options
 
 
 class Program:
@@ -33,6 +34,8 @@ class Program:
         self.config, self.method = config, method
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_divides(config.batch_size, self.mesh, 'batch_size')
+        part = config.batch_size // config.accumulate
+        sharding.check_divides(part, self.mesh, 'batch_size / config.accumulate')
         sharding.check_divides(config.sample.batch_size, self.mesh, 'sample.batch_size')
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.batch_spec = pipeline.batch_spec(config)
@@ -47,30 +50,48 @@ class Program:
         self.state_shape = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed
         )
-        self.init = jax.jit(init, out_shardings=placed)
+        self._gathered = functools.partial(sharding.gathered, shardings=placed)
+        jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
+        self.init = jit(init, out_shardings=placed)
         # Donation lets the new state take the old one's memory. The seed is traced in all three:
         # another one needs no other program.
-        self._train = jax.jit(
+        self._train = jit(
             self._train_step,
             in_shardings=(None, None, placed, self.batch_sharding),
             out_shardings=(placed, self._everywhere),
             donate_argnums=2,
         )
-        self._sample = jax.jit(
+        self._train_several = jit(
+            self._train_steps,
+            in_shardings=(None, None, placed, self.batch_sharding),
+            out_shardings=(placed, self._everywhere),
+            donate_argnums=2,
+        )
+        self._sample = jit(
             self._sample_step,
             in_shardings=(None, placed, None, None),
             out_shardings=self._everywhere,
         )
-        self._evaluate = jax.jit(
+        self._evaluate = jit(
             self._evaluate_step,
             in_shardings=(None, placed, None, self.batch_sharding),
             out_shardings=self._everywhere,
         )
-        self._encode = method.encode and jax.jit(
-            method.encode, in_shardings=(placed, None), out_shardings=self._everywhere
+        split = self.batch_sharding
+        self._encode = method.encode and jit(
+            self._whole(method.encode),
+            in_shardings=(placed, None),
+            out_shardings=self._everywhere,
         )
-        self._decode = method.decode and jax.jit(
-            method.decode, in_shardings=(placed, None, None), out_shardings=self._everywhere
+        self._decode = method.decode and jit(
+            self._whole(method.decode),
+            in_shardings=(placed, None, None),
+            out_shardings=self._everywhere,
+        )
+        self._denoise = method.denoise and jit(
+            self._whole(method.denoise),
+            in_shardings=(placed, split, split, split),
+            out_shardings=split,
         )
 
     @functools.cached_property
@@ -78,17 +99,32 @@ class Program:
         """(index, count): this process reads slice `index` of a batch cut into `count`."""
         return sharding.reader(self.batch_sharding, self.config.batch_size)
 
+    def _whole(self, function):
+        return lambda state, *args: function(self._gathered(state), *args)
+
     def _train_step(self, seed, step, state, batch):
-        return self.method.train_step(random.step_key(seed, 'train', step), state, batch)
+        key = random.step_key(seed, 'train', step)
+        return self.method.train_step(key, self._gathered(state, parts=('params',)), batch)
+
+    def _train_steps(self, seed, step, state, batches):
+        def one(carry, batch):
+            step, state = carry
+            state, metrics = self._train_step(seed, step, state, batch)
+            return (step + 1, state), metrics
+
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)  # [n, b, ...]
+        (_, state), metrics = jax.lax.scan(one, (step, state), stacked)
+        return state, metrics
 
     def _sample_step(self, seed, state, indices, condition):
         keys = random.sample_keys(seed, 'sample', indices)
-        images = self.method.sample_step(self._spread(keys), state, self._spread(condition))
+        state, condition = self._gathered(state), self._spread(condition)
+        images = self.method.sample_step(self._spread(keys), state, condition)
         return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
     def _evaluate_step(self, seed, state, indices, batch):
         keys = random.sample_keys(seed, 'evaluate', indices)
-        return self.method.evaluate_step(self._spread(keys), state, batch)
+        return self.method.evaluate_step(self._spread(keys), self._gathered(state), batch)
 
     def _spread(self, tree):
         spread = functools.partial(jax.lax.with_sharding_constraint, shardings=self.batch_sharding)
@@ -98,9 +134,29 @@ class Program:
         """The global batch of which each process has read its part (see `reader`)."""
         return sharding.to_global(batch, self.batch_sharding, self.reader[1])
 
+    @functools.cached_property
+    def _seed(self) -> jax.Array:
+        return self._put(np.int32(self.config.seed))
+
+    def _put(self, tree):
+        """What every process holds whole, on every device: explicitly, as transfer guards ask."""
+        whole = functools.partial(jax.make_array_from_process_local_data, self._everywhere)
+        return jax.tree.map(lambda x: whole(x, np.shape(x)), tree)
+
+    def _described(self, tree):
+        """What `_put` would give, as shapes: lowered with it, a program is the one that runs."""
+        where = self._everywhere
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where), tree
+        )
+
     def train_step(self, step: int, state, batch: dict):
         """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
-        return self._train(self.config.seed, step, state, batch)
+        return self._train(self._seed, self._put(np.int32(step)), state, batch)
+
+    def train_steps(self, step: int, state, batches: list[dict]):
+        """As `train_step` for `step`, `step + 1`, ... in one dispatch; metrics {name: [n]}."""
+        return self._train_several(self._seed, self._put(np.int32(step)), state, tuple(batches))
 
     def evaluated(self) -> list[str]:
         """The names of the numbers that `evaluate` gives."""
@@ -110,12 +166,22 @@ class Program:
 
     def lower_train(self) -> jax.stages.Lowered:
         """train_step, ready to compile for the mesh's devices."""
-        return self._train.lower(0, 0, self.state_shape, self.batch_spec)
+        scalar = self._described(np.int32(0))
+        return self._train.lower(scalar, scalar, self.state_shape, self.batch_spec)
 
     def lower_sample(self) -> jax.stages.Lowered:
         """sample_step of `sample.batch_size` images, ready to compile for the mesh's devices."""
         indices = np.arange(self.config.sample.batch_size, dtype=np.int32)
-        return self._sample.lower(0, self.state_shape, indices, self.condition(indices))
+        asked = self._described((indices, self.condition(indices)))
+        return self._sample.lower(self._described(np.int32(0)), self.state_shape, *asked)
+
+    def lower_call(self) -> jax.stages.Lowered:
+        """`denoise` of `sample.batch_size` images, ready to compile for the mesh's devices."""
+        data, n = self.config.data, self.config.sample.batch_size
+        x_t = jax.ShapeDtypeStruct((n, data.image_size, data.image_size, data.channels), np.float32)
+        t = jax.ShapeDtypeStruct((n,), np.int32)
+        condition = self.condition(np.arange(n, dtype=np.int32))
+        return self._denoise.lower(self.state_shape, x_t, t, condition)
 
     def flops(self) -> float:
         """Floating-point operations of one train_step, as XLA counts them before optimising."""
@@ -125,7 +191,8 @@ class Program:
         """What the samples of these indices are asked for: labels in turn, and the knobs."""
         sample = self.config.sample
         condition = {
-            name: np.full(len(indices), value, np.float32) for name, value in sample.knobs.items()
+            name: np.full(len(indices), value, np.int32 if isinstance(value, int) else np.float32)
+            for name, value in sample.knobs.items()
         }
         if classes := self.config.data.num_classes:
             labels = (
@@ -144,18 +211,23 @@ class Program:
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
             filled = np.resize(part, size).astype(np.int32)
-            made = self._sample(self.config.seed, state, filled, self.condition(filled))
-            images.append(np.asarray(made)[: len(part)])
+            asked = self._put((filled, self.condition(filled)))
+            made = self._sample(self._seed, state, *asked)
+            images.append(jax.device_get(made)[: len(part)])
         return np.concatenate(images)
+
+    def denoise(self, state, x_t: jax.Array, t: jax.Array, condition: dict) -> jax.Array:
+        """The method's estimate of clean images; all but the state lie as a batch does."""
+        return self._denoise(state, x_t, t, condition)
 
     def encode(self, state, batch: dict) -> np.ndarray:
         """The method's latents of a batch that every process holds whole."""
-        return np.asarray(self._encode(state, batch))
+        return jax.device_get(self._encode(state, self._put(batch)))
 
     def decode(self, state, latents: np.ndarray) -> np.ndarray:
         """The method's images of latents that every process holds whole, float32 in [-1, 1]."""
-        return np.asarray(self._decode(state, latents, {}))
+        return jax.device_get(self._decode(state, self._put(latents), {}))
 
     def evaluate(self, state, indices: np.ndarray, batch: dict) -> dict[str, np.ndarray]:
         """The method's numbers for one global batch, each float32 [b]."""
-        return jax.device_get(self._evaluate(self.config.seed, state, indices, batch))
+        return jax.device_get(self._evaluate(self._seed, state, self._put(indices), batch))

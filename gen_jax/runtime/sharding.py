@@ -6,7 +6,12 @@ and averages have the shapes of their parameters, and so lie where these lie.
 """
 
 import math
+import os
 import re
+import socket
+import sys
+import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -19,22 +24,105 @@ AXES = ('data', 'fsdp', 'tensor')
 # Splitting a bias costs a collective and saves nothing.
 SMALLEST_SPLIT = 2**12
 
+# Seconds. A cluster may start its processes minutes apart; one that runs is never silent for long,
+# as its heartbeats do not wait for Python.
+PATIENCE = 300
+HEARTBEAT = 40
+TIMEOUTS = {'initialization_timeout': PATIENCE, 'heartbeat_timeout_seconds': HEARTBEAT}
+
 
 def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Makes this process one of several, or does nothing where no flag asks for it.
+
+    From then on none outlives the others: an error ends this process at once, and a process that is
+    silent for `HEARTBEAT` seconds ends all of them.
 
     Args:
       coordinator: host:port of the first; 'auto' where the cluster knows all three.
       processes: how many there are.
       process: which one this is, from 0.
+
+    Raises:
+      UserError: flags that do not fit each other, a port that is taken, no cluster for 'auto', or
+        a coordinator that does not answer within `PATIENCE` seconds.
     """
     several = (coordinator, processes, process)
+    if all(flag is None for flag in several):
+        return
     if coordinator == 'auto':
-        jax.distributed.initialize()
-    elif None not in several:
-        jax.distributed.initialize(*several)
-    elif any(flag is not None for flag in several):
+        _join_cluster(processes, process)
+    elif None in several:
         raise UserError('--coordinator, --processes and --process go together: set all three')
+    else:
+        _meet(*several)
+        jax.distributed.initialize(*several, **TIMEOUTS)
+    sys.excepthook = _end_at_once
+
+
+def _join_cluster(processes: int | None, process: int | None) -> None:
+    if (processes, process) != (None, None):
+        raise UserError('--coordinator=auto finds out --processes and --process: leave them out')
+    try:
+        jax.distributed.initialize(**TIMEOUTS)
+    except ValueError:
+        raise UserError(
+            '--coordinator=auto: this is no cluster that JAX knows (TPU slice, SLURM, Open MPI, '
+            'Kubernetes): set --coordinator=HOST:PORT, --processes and --process'
+        ) from None
+
+
+def _meet(coordinator: str, processes: int, process: int) -> None:
+    """Raises UserError where JAX would abort, or crash, without a word of what is wrong."""
+    if not 0 <= process < processes:
+        raise UserError(
+            f'--process={process}: expected 0 to {processes - 1}, as --processes={processes}'
+        )
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"--coordinator={coordinator!r}: expected HOST:PORT of process 0, or 'auto'"
+        )
+    if process:
+        _await_answer(host.strip('[]'), int(port))
+        return
+    try:
+        socket.create_server(('', int(port))).close()
+    except OSError as error:
+        raise UserError(
+            f'--coordinator={coordinator}: process 0 cannot listen on port {port} '
+            f'({error.strerror}): choose another'
+        ) from None
+
+
+def _await_answer(host: str, port: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f'--coordinator={host}:{port} does not answer within {PATIENCE} seconds '
+                    f'({error.strerror or error}): start process 0 there, and see whether it runs'
+                ) from None
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _end_at_once(kind, error, trace) -> None:
+    """What happens to an error that nobody caught, where there are several processes."""
+    sys.__excepthook__(kind, error, trace)
+    print(
+        f'process {jax.process_index()} of {jax.process_count()} ends: by the error above, or '
+        'because another died, whose log tells why; start all again to go on from the last '
+        'checkpoint',
+        file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An orderly exit would wait for the others, which wait for this one.
+    os._exit(1)
 
 
 def make_mesh(config, devices: list | None = None) -> Mesh:
@@ -44,12 +132,27 @@ def make_mesh(config, devices: list | None = None) -> Mesh:
     if sizes[0] == -1:
         sizes[0] = len(devices) // (sizes[1] * sizes[2]) or 1
     if math.prod(sizes) != len(devices):
-        asked = ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes, strict=True))
         raise UserError(
-            f'config.mesh asks for {asked} = {math.prod(sizes)} devices, but there are '
-            f'{len(devices)}: set the sizes so that their product is {len(devices)}'
+            f'config.mesh asks for {_named(sizes)} = {math.prod(sizes)} devices, but there are '
+            f'{len(devices)}: try {_named(_nearest_sizes(sizes, len(devices)))}'
         )
     return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes, strict=True))
+
+
+def _nearest_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
+    """The mesh of that many devices nearest in tensor and in fsdp; data takes the rest."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    meshes = [
+        (devices // (fsdp * tensor), fsdp, tensor)
+        for fsdp in divisors
+        for tensor in divisors
+        if devices % (fsdp * tensor) == 0
+    ]
+    return min(meshes, key=lambda m: sum(abs(math.log(m[i] / sizes[i])) for i in (1, 2)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -66,9 +169,10 @@ def check_divides(batch_size: int, mesh: Mesh, field: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     if batch_size % parts:
+        nearest = max(1, math.floor(batch_size / parts + 0.5)) * parts
         raise UserError(
             f'config.{field}={batch_size} is not a multiple of the {parts} parts that the mesh '
-            f'splits a batch into: try {math.ceil(batch_size / parts) * parts}'
+            f'splits a batch into: try {nearest}'
         )
 
 
@@ -91,6 +195,29 @@ def state_shardings(mesh: Mesh, state, rules: tuple = ()):
         return NamedSharding(mesh, _by_shape(leaf.shape, sizes))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def gathered(state, shardings, parts: tuple[str, ...] = ('params', 'ema')):
+    """A state whose parameters are whole along fsdp, as networks use them.
+
+    Left to itself, XLA's partitioner may sum partial products over fsdp instead; and where the
+    batch is split over data and fsdp, and a kernel over fsdp and tensor, it gets the gradients of
+    convolutions wrong (jaxlib 0.10.2 and 0.12; tests/runtime/test_layouts.py shows it).
+
+    Args:
+      state: a method's state, inside jit.
+      shardings: of its leaves, as from `state_shardings`.
+      parts: names of what is gathered, of the fields of `Net`.
+    """
+
+    def gather(path, leaf, where):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        if not set(parts) & set(name.split('/')):
+            return leaf
+        spec = P(*(None if axis == 'fsdp' else axis for axis in where.spec))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(where.mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(gather, state, shardings)
 
 
 def _by_shape(shape: tuple, sizes: dict) -> P:

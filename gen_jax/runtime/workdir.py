@@ -1,5 +1,6 @@
 """A run's folder: one config, and nobody else's files."""
 
+import contextlib
 import functools
 import json
 import math
@@ -16,6 +17,7 @@ from gen_jax.errors import UserError
 # What may differ between a run and its continuation without changing what was computed so far.
 FREE = (
     'steps',
+    'steps_per_dispatch',
     'log_every',
     'sample_every',
     'checkpoint_every',
@@ -31,7 +33,7 @@ FREE = (
     'data.prefetch',
 )
 # What may differ, besides, once training is over.
-FREE_AFTER_TRAINING = (*FREE, 'seed', 'batch_size', 'data.split', 'data.flip')
+FREE_AFTER_TRAINING = (*FREE, 'seed', 'batch_size', 'accumulate', 'data.split', 'data.flip')
 
 
 def plain(config) -> dict:
@@ -118,13 +120,25 @@ def check(config: ml_collections.ConfigDict, workdir: Path, after_training: bool
         )
 
 
+def make(folder: Path) -> None:
+    """Makes a folder; raises UserError where that cannot be."""
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Makes the folder and leaves config.json in it; raises UserError where that cannot be."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+    make(workdir)
+    if jax.process_index() == 0:
+        with _writable(workdir):
             write_json(workdir / 'config.json', flat(config))
+
+
+@contextlib.contextmanager
+def _writable(folder: Path):
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f'cannot write to {workdir} ({error.strerror}): choose a --workdir that can be written'
+            f'cannot write to {folder} ({error.strerror}): choose a --workdir that can be written'
         ) from None

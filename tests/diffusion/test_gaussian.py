@@ -6,6 +6,7 @@ import pytest
 from gen_jax.config import default, validate
 from gen_jax.diffusion import gaussian
 from gen_jax.errors import UserError
+from gen_jax.runtime.program import Program
 
 B = 4
 
@@ -23,7 +24,7 @@ def config(**changes):
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.4,
             'optimizer.warmup': 0,
-            'sampler.steps': 5,
+            'sample.knobs.steps': 5,
         }
     )
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
@@ -96,26 +97,69 @@ def test_samples(make, name):
     assert len(np.unique(five.reshape(5, -1), axis=0)) == 5
 
 
-def test_knobs_change_samples_and_never_recompile():
+def test_knobs_that_are_not_asked_for_are_the_configs():
     method = gaussian.create(guided())
-    state, traces = randomised(method), []
-    label = jnp.arange(3, dtype=jnp.int32)
+    state, label = randomised(method), {'label': jnp.arange(3, dtype=jnp.int32)}
+    sample = jax.jit(method.sample_step)
+    knobs = {'eta': jnp.zeros(3), 'guidance': jnp.ones(3), 'steps': jnp.full(3, 5)}
+    asked, unasked = sample(keys(3), state, label | knobs), sample(keys(3), state, label)
+    np.testing.assert_allclose(asked, unasked, atol=1e-4)
 
-    @jax.jit
-    def sample(keys, state, condition):
-        traces.append(None)
-        return method.sample_step(keys, state, condition)
 
-    def run(eta, guidance):
-        knobs = {'eta': jnp.full(3, eta), 'guidance': jnp.full(3, guidance)}
-        return np.asarray(sample(keys(3), state, {'label': label, **knobs}))
+class Compilations:
+    """Counts the programs that XLA makes while it is open."""
 
-    base, noisy, strong = run(0.0, 1.0), run(1.0, 1.0), run(0.0, 3.0)
-    assert len(traces) == 1
-    assert np.abs(base - noisy).max() > 1e-3
-    assert np.abs(base - strong).max() > 1e-3
-    unasked = method.sample_step(keys(3), state, {'label': label})
-    np.testing.assert_allclose(base, unasked, atol=1e-4)
+    def __enter__(self):
+        self.n = 0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        return self
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._hear)
+
+    def _hear(self, event, *_, **__):
+        self.n += event == '/jax/core/compile/backend_compile_duration'
+
+
+def test_one_program_serves_all_knobs_labels_and_seeds():
+    settings = guided(sample__batch_size=3)
+    program = Program(settings, gaussian.create(settings))
+    state = randomised(program.method)
+    with Compilations() as compilations:
+        images = [program.sample(state, np.arange(3)).astype(int)]
+        once = compilations.n
+        for changes in (
+            {'sample.knobs.guidance': 3.0},
+            {'sample.knobs.eta': 0.5},
+            {'sample.knobs.steps': 20},
+            {'sample.label': 2},
+            {'sample.knobs.steps': 1},
+        ):
+            settings.update_from_flattened_dict(changes)
+            images.append(program.sample(state, np.arange(3)).astype(int))
+            assert np.abs(images[-1] - images[-2]).max() > 1, changes
+    assert once == compilations.n == 1
+
+
+def test_the_seed_is_an_argument_of_the_sampling_program():
+    programs, images = [], []
+    for seed in (0, 1):
+        settings = config(seed=seed, sample__batch_size=3)
+        program = Program(settings, gaussian.create(settings))
+        programs.append(program.lower_sample().as_text())
+        images.append(program.sample(randomised(program.method), np.arange(3)).astype(int))
+    assert programs[0] == programs[1]
+    assert np.abs(images[0] - images[1]).max() > 1
+
+
+def test_network_calls_are_the_times_visited():
+    def calls(steps, spacing):
+        settings = config(sample__knobs__steps=steps, sampler__spacing=spacing)
+        return gaussian.create(settings).network_calls
+
+    assert calls(7, 'linear') == 7
+    # The times of many quadratic steps coincide, and are visited once.
+    assert calls(20, 'quadratic') == len({int(16 * (i / 19) ** 2 + 1e-9) for i in range(20)}) < 20
 
 
 def test_guidance_mixes_the_two_predictions():
@@ -177,7 +221,7 @@ FLIPS = {
     'diffusion__beta_min': 0.01,
     'diffusion__beta_max': 0.3,
     'sampler__name': 'ddpm',
-    'sampler__steps': 4,
+    'sample__knobs__steps': 4,
     'sampler__spacing': 'quadratic',
     'sampler__clip': False,
     'sample__knobs__eta': 0.5,
@@ -211,9 +255,10 @@ def test_variance_changes_ancestral_sampling_and_the_bound():
         ({'sampler__name': 'ddmp'}, "did you mean 'ddpm'"),
         ({'sampler__variance': 'large'}, "did you mean 'fixed_large'"),
         ({'sampler__spacing': 'quadratik'}, "did you mean 'quadratic'"),
-        ({'sampler__steps': 0}, '1 to timesteps=20'),
-        ({'sampler__steps': 21}, '1 to timesteps=20'),
-        ({'diffusion__timesteps': 1}, 'at least 2'),
+        ({'sample__knobs__steps': 0}, r'knobs\.steps=0: expected 1 to timesteps=20'),
+        ({'sample__knobs__steps': 21}, '1 to timesteps=20'),
+        ({'diffusion__timesteps': 1}, '2 to 10000'),
+        ({'diffusion__timesteps': 10_001}, '2 to 10000'),
         ({'diffusion__beta_min': 0.5}, 'beta_min <= beta_max=0.4'),
         ({'diffusion__beta_max': 1.0}, 'less than 1'),
         ({'diffusion__label_dropout': 0.1}, 'no labels to hide'),

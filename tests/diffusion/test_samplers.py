@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_jax.diffusion import samplers
-from gen_jax.diffusion.schedules import DiscreteProcess, linear_betas, spaced_times
+from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, Trajectory, linear_betas
 
 MU, S = 0.3, 0.5
 SHAPE = (8, 8, 1)
@@ -30,13 +30,23 @@ def keys(n, seed=0):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(n))
 
 
-def run_ancestral(n, variance='fixed_small', process=PROCESS):
-    return samplers.ancestral(exact(PROCESS), process, keys(n), SHAPE, variance)
+def run(sampler, steps, last, process=PROCESS, denoise=None, spacing='linear'):
+    """One sample for each of `steps` [n], as one program; `last` is the sampler's last argument."""
+    denoise = denoise or exact(process)
+
+    def program(steps):
+        trajectory = Trajectory.create(process, steps, spacing)
+        return sampler(denoise, trajectory, keys(len(steps)), SHAPE, last)
+
+    return jax.jit(program)(jnp.int32(steps))
+
+
+def run_ancestral(n, variance='fixed_small'):
+    return run(samplers.ancestral, [T] * n, variance)
 
 
 def run_ddim(n, eta, steps=T, spacing='linear'):
-    process = PROCESS.at(spaced_times(T, steps, spacing))
-    return samplers.ddim(exact(PROCESS), process, keys(n), SHAPE, jnp.full(n, eta))
+    return run(samplers.ddim, [steps] * n, jnp.full(n, eta), spacing=spacing)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +79,7 @@ def test_ddim_is_of_first_order():
     errors = []
     for steps in (32, 64, 128):
         tau = np.arange(1, steps + 1) * T // steps - 1
-        zero = jnp.zeros(4)
-        x_0 = samplers.ddim(exact(process), process.at(tau), keys(4), SHAPE, zero)
+        x_0 = run(samplers.ddim, [steps] * 4, jnp.zeros(4), process.at(tau), exact(process))
         errors.append(float(jnp.abs(x_0 - want).mean()))
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
     np.testing.assert_allclose(orders, 1.0, atol=0.25)
@@ -82,7 +91,7 @@ def test_ddim_with_eta_1_and_all_times_is_ancestral():
 
 def test_the_last_step_gives_the_denoiser_itself():
     for variance in samplers.VARIANCES:
-        process = PROCESS.at(np.array([0, T - 1]))
+        ends = PROCESS.at(np.array([0, T - 1]))
         seen = []
 
         def denoise(x_t, t):
@@ -90,7 +99,7 @@ def test_the_last_step_gives_the_denoiser_itself():
             jax.debug.callback(lambda x: seen.append(x), x_0, ordered=True)  # noqa: B023
             return x_0
 
-        x = samplers.ancestral(denoise, process, keys(3), SHAPE, variance)
+        x = run(samplers.ancestral, [2] * 3, variance, ends, denoise)
         jax.effects_barrier()
         np.testing.assert_allclose(x, seen[-1], atol=1e-6)
 
@@ -102,18 +111,59 @@ def test_sample_does_not_depend_on_how_many(run):
 
 def test_eta_is_per_sample_and_traced():
     traces = []
-    process = PROCESS.at(spaced_times(T, 10, 'linear'))
 
     @jax.jit
     def run(eta):
         traces.append(None)
-        return samplers.ddim(exact(PROCESS), process, keys(3), SHAPE, eta)
+        trajectory = Trajectory.create(PROCESS, jnp.full(3, 10), 'linear')
+        return samplers.ddim(exact(PROCESS), trajectory, keys(3), SHAPE, eta)
 
     mixed, zeros, ones = (run(jnp.float32(eta)) for eta in ([0, 1, 0], [0, 0, 0], [1, 1, 1]))
     assert len(traces) == 1
     np.testing.assert_allclose(mixed[0], zeros[0], atol=1e-6)
     np.testing.assert_allclose(mixed[1], ones[1], atol=1e-6)
     assert np.abs(zeros[1] - ones[1]).max() > 0.1
+
+
+@pytest.mark.parametrize('spacing', SPACINGS)
+def test_each_sample_takes_its_own_number_of_steps_in_one_program(spacing):
+    traces = []
+
+    @jax.jit
+    def sample(steps):
+        traces.append(None)
+        trajectory = Trajectory.create(PROCESS, steps, spacing)
+        return samplers.ddim(exact(PROCESS), trajectory, keys(4), SHAPE, jnp.full(4, 0.7))
+
+    asked = (60, 1, 7, 400)  # of 400 quadratic times, some coincide
+    mixed, *alike = (sample(jnp.int32(steps)) for steps in (asked, *([s] * 4 for s in asked)))
+    assert len(traces) == 1
+    for j in range(4):
+        np.testing.assert_array_equal(mixed[j], alike[j][j])
+        for k in set(range(4)) - {j}:
+            assert np.abs(mixed[j] - alike[k][j]).max() > 1e-3
+
+
+def test_samples_wait_at_x_T_and_the_network_is_called_no_more_than_the_most_steps():
+    seen = []
+
+    def denoise(x_t, t):
+        jax.debug.callback(lambda *args: seen.append(args), x_t, t, ordered=True)
+        return exact(PROCESS)(x_t, t)
+
+    run(samplers.ancestral, [2, 4], 'fixed_large', denoise=denoise)
+    jax.effects_barrier()
+    assert [int(t[1]) for _, t in seen] == [750, 500, 250, 0]
+    assert [int(t[0]) for _, t in seen[2:]] == [500, 0]
+    x_T = samplers.normal(keys(2), 0, SHAPE)
+    for x_t, _ in seen[:3]:  # the third call is its first
+        np.testing.assert_array_equal(x_t[0], x_T[0])
+    assert np.abs(seen[3][0][0] - x_T[0]).max() > 0.1
+
+
+def test_one_step_is_the_denoiser_at_the_last_time():
+    want = exact(PROCESS)(samplers.normal(keys(3), 0, SHAPE), jnp.full(3, T - 1))
+    np.testing.assert_allclose(run_ddim(3, 1.0, 1), want, atol=1e-6)
 
 
 def test_draws_differ_between_samples_and_steps():

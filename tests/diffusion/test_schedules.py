@@ -1,7 +1,15 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax.diffusion.schedules import DiscreteProcess, linear_betas, spaced_times
+from gen_jax.diffusion.schedules import (
+    SPACINGS,
+    DiscreteProcess,
+    Trajectory,
+    linear_betas,
+    spaced_times,
+)
 
 PROCESS = DiscreteProcess.from_betas(linear_betas(1000, 1e-4, 0.02))
 
@@ -69,7 +77,7 @@ def test_spaced_times(steps, spacing, want):
     np.testing.assert_allclose(got, want, atol=1 if spacing == 'quadratic' else 0)
 
 
-@pytest.mark.parametrize('spacing', ['linear', 'quadratic'])
+@pytest.mark.parametrize('spacing', SPACINGS)
 @pytest.mark.parametrize('T', [2, 7, 1000])
 def test_spaced_times_rise_within_range(T, spacing):
     for steps in {1, 2, T // 2 + 1, T - 1, T}:
@@ -79,3 +87,73 @@ def test_spaced_times_rise_within_range(T, spacing):
         assert tau[-1] < T
         assert (np.diff(tau) > 0).all()
     np.testing.assert_array_equal(spaced_times(T, T, 'linear'), np.arange(T))
+
+
+@pytest.mark.parametrize('spacing', SPACINGS)
+@pytest.mark.parametrize('T', [2, 20, 100, 1000])
+def test_a_trajectory_visits_the_spaced_times_for_every_number_of_steps(T, spacing):
+    process = DiscreteProcess.from_betas(linear_betas(T, 1e-4, 0.02))
+    steps = jnp.arange(1, T + 1)
+    got = jax.jit(lambda x: Trajectory.create(process, x, spacing))(steps)
+    index, count = np.asarray(got.index), np.asarray(got.count)
+    assert (index[:, 0] == 0).all()
+    for j in range(T):
+        want = spaced_times(T, j + 1, spacing)
+        assert count[j] == len(want)
+        np.testing.assert_array_equal(index[j, 1 : 1 + len(want)] - 1, want)
+
+
+def expected_step(process, i):
+    """What Trajectory.at gives, in float64, from a process seen at the visited times."""
+    c_0, _ = process.posterior_mean()
+    # Not by 1 - beta, which has lost its digits where beta is near 1.
+    ratio = process.alpha_bar / process.alpha_bar_prev
+    c_t = np.sqrt(ratio) * (1 - process.alpha_bar_prev) / (1 - process.alpha_bar)
+    return {
+        't': process.tau[i],
+        'scale': np.sqrt(process.alpha_bar[i]),
+        'noise_std': np.sqrt(1 - process.alpha_bar[i]),
+        'scale_prev': np.sqrt(process.alpha_bar_prev[i]),
+        'noise_std_prev': np.sqrt(1 - process.alpha_bar_prev[i]),
+        'beta': process.beta[i],
+        'beta_tilde': process.beta_tilde[i],
+        'c_0': c_0[i],
+        'c_t': c_t[i],
+    }
+
+
+@pytest.mark.parametrize('spacing', SPACINGS)
+@pytest.mark.parametrize('betas', [(1000, 1e-4, 0.02), (1000, 1e-6, 0.2), (20, 1e-4, 0.5)])
+def test_coefficients_of_a_trajectory_are_those_of_the_process(betas, spacing):
+    T = betas[0]
+    process = DiscreteProcess.from_betas(linear_betas(*betas))
+    grid = [s for s in (1, 2, 3, 10, 50, 51, 250, 333, 999, 1000) if s <= T]
+    trajectory = Trajectory.create(process, jnp.int32(grid), spacing)
+
+    @jax.jit
+    @jax.vmap
+    def table(i):
+        step = trajectory.at(i)
+        c_0, c_t = step.posterior_mean()
+        return {**step._asdict(), 'beta_tilde': step.beta_tilde, 'c_0': c_0, 'c_t': c_t}
+
+    got = {name: np.asarray(x).squeeze() for name, x in table(jnp.arange(T)).items()}  # [T, n]
+    for j, steps in enumerate(grid):
+        seen = process.at(spaced_times(T, steps, spacing))
+        count = len(seen.tau)
+        for name, want in expected_step(seen, np.arange(count)).items():
+            np.testing.assert_allclose(got[name][:count, j], want, rtol=1e-6, err_msg=name)
+
+
+def test_a_trajectory_through_part_of_a_process_tells_the_network_its_times():
+    tau = np.array([3, 10, 500, 999])
+    trajectory = Trajectory.create(PROCESS.at(tau), jnp.int32([4, 2, 1]), 'linear')
+    np.testing.assert_array_equal(trajectory.count, [4, 2, 1])
+    told = [trajectory.at(i).t.tolist() for i in range(4)]
+    assert [t[0] for t in told] == [3, 10, 500, 999]
+    assert [t[1] for t in told[:2]] == [3, 500]
+    assert told[0][2] == 999
+    step = trajectory.at(0)
+    assert step.scale.shape == (3, 1, 1, 1)
+    np.testing.assert_array_equal(step.scale_prev.squeeze(), [1, 1, 1])
+    np.testing.assert_allclose(step.beta.squeeze(), 1 - PROCESS.alpha_bar[[3, 3, 999]], rtol=1e-6)

@@ -13,6 +13,7 @@ diffusers = pytest.importorskip('diffusers')
 from gen_jax.diffusion import samplers  # noqa: E402
 from gen_jax.diffusion.schedules import (  # noqa: E402
     DiscreteProcess,
+    Trajectory,
     linear_betas,
     spaced_times,
 )
@@ -194,7 +195,8 @@ def replay(scheduler, denoise, keys, shape, visited, step):
 @pytest.mark.parametrize('variance', ['fixed_small', 'fixed_large'])
 def test_ancestral_agrees(variance, monkeypatch):
     process, shape = our_process(), (4, 4, 3)
-    keys, denoise, ours = trajectory(lambda d, k, s: samplers.ancestral(d, process, k, s, variance))
+    through = Trajectory.create(process, jnp.full(2, 1000), 'linear')
+    keys, denoise, ours = trajectory(lambda d, k, s: samplers.ancestral(d, through, k, s, variance))
     scheduler = float64_scheduler(diffusers.DDPMScheduler, variance_type=variance)
     module = __import__('diffusers.schedulers.scheduling_ddpm', fromlist=['randn_tensor'])
 
@@ -211,8 +213,9 @@ def test_ancestral_agrees(variance, monkeypatch):
 def test_ddim_agrees(eta):
     process, shape = our_process(), (4, 4, 3)
     visited = spaced_times(1000, 20, 'linear')
+    through = Trajectory.create(process, jnp.full(2, 20), 'linear')
     keys, denoise, ours = trajectory(
-        lambda d, k, s: samplers.ddim(d, process.at(visited), k, s, jnp.full(2, eta))
+        lambda d, k, s: samplers.ddim(d, through, k, s, jnp.full(2, eta))
     )
     scheduler = float64_scheduler(diffusers.DDIMScheduler, set_alpha_to_one=True)
     scheduler.set_timesteps(20)

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,6 +43,7 @@ def defaults() -> dict:
             'widths': (32, 64),  # of the convolutions; after each, the image is halved
             'features': 64,  # width of the last hidden layer
             'dropout': 0.0,  # probability, before and after the last hidden layer
+            'dtype': 'float32',  # of the computation in training: float32 or bfloat16
         },
         'shift': 1,  # training images move by up to this many pixels along each axis; 0: none
         'optimizer': optimizer_defaults(learning_rate=1e-3),
@@ -63,12 +65,14 @@ class Classifier(nn.Module):
       features: width of the hidden layer.
       classes: number of classes.
       dropout: probability, before and after the hidden layer.
+      dtype: of the computation; parameters and what comes out stay float32.
     """
 
     widths: tuple[int, ...]
     features: int
     classes: int
     dropout: float = 0.0
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool = False) -> dict:
@@ -84,13 +88,15 @@ class Classifier(nn.Module):
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
         # Accelerators would otherwise round the factors, and features with them.
-        conv, dense = (functools.partial(f, precision='highest') for f in (nn.Conv, nn.Dense))
+        exact = {'precision': 'highest', 'dtype': self.dtype}
+        conv, dense = (functools.partial(f, **exact) for f in (nn.Conv, nn.Dense))
         for i, width in enumerate(self.widths):
             x = nn.relu(conv(width, (3, 3), name=f'conv_{i}')(x))  # [b, h, w, width]
             x = _halved(x)  # [b, h // 2, w // 2, width]
         x = drop(x.reshape(len(x), -1))  # [b, h * w * width]
         pool = nn.relu(dense(self.features, name='hidden')(x))  # [b, features]
-        return {'pool': pool, 'logits': dense(self.classes, name='out')(drop(pool))}
+        seen = {'pool': pool, 'logits': dense(self.classes, name='out')(drop(pool))}
+        return {name: x.astype(jnp.float32) for name, x in seen.items()}
 
 
 def _halved(x: jax.Array) -> jax.Array:
@@ -138,13 +144,15 @@ def create(config: ml_collections.ConfigDict) -> Method:
         shift_key, dropout_key = jax.random.split(key)
         x = shifted(shift_key, batch['image'], config.shift)
 
-        def loss_fn(params):
-            rngs = {'dropout': dropout_key}
+        def loss_fn(params, extra, seen):
+            x, label, key = seen
+            rngs = {'dropout': key}
             logits = module.apply({'params': params}, x, train=True, rngs=rngs)['logits']
-            terms = jax.tree.map(jnp.mean, _judge(logits, batch['label']))
-            return terms.pop('cross_entropy'), (state.net.extra, terms)
+            terms = jax.tree.map(jnp.mean, _judge(logits, label))
+            return terms.pop('cross_entropy'), (extra, terms)
 
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay)
+        seen = x, batch['label'], dropout_key
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, seen, config.accumulate)
         return State(net), metrics
 
     def evaluate_step(keys, state, batch):
@@ -177,7 +185,10 @@ def build(config: ml_collections.ConfigDict) -> Classifier:
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'a probability below 1')
     require(0 <= config.shift < size, 'shift', config.shift, 'pixels, 0 or more, below the size')
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
-    return Classifier(tuple(model.widths), model.features, data.num_classes, model.dropout)
+    dtypes = ('float32', 'bfloat16')
+    require(model.dtype in dtypes, 'model.dtype', model.dtype, "'float32' or 'bfloat16'")
+    dtype = jnp.dtype(model.dtype)
+    return Classifier(tuple(model.widths), model.features, data.num_classes, model.dropout, dtype)
 
 
 def save(path: Path, params: dict, metadata: dict) -> None:

@@ -1,0 +1,291 @@
+"""--mode=plan: what a config needs and costs on TPUs that are not there.
+
+Programs are compiled for the topology by libtpu. Times are bounds, from the compiler's figures and
+the chip's; nothing is measured.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import ml_collections
+
+from gen_jax.config import create
+from gen_jax.errors import UserError
+from gen_jax.runtime import cost, workdir
+from gen_jax.runtime import topology as topologies
+from gen_jax.runtime.program import Program
+from gen_jax.runtime.topology import GIB, Topology
+
+
+def run(config, folder: Path, topology: str | None = None) -> None:
+    """Prints what each topology makes of a config, and leaves plan.json. Reads no data.
+
+    Args:
+      config: of any method.
+      folder: the workdir.
+      topology: comma-separated names, such as 'v5e:4x4,v4:2x2x1'; None: `topology.SWEEP`.
+
+    Raises:
+      UserError: an unknown topology, no libtpu, a config that is wrong; where one topology is
+        asked for, also chips that the mesh does not divide, or a mesh that a batch does not.
+    """
+    asked = topologies.parse(topology)
+    devices = [topologies.devices(each) for each in asked]
+    create(config)
+    workdir.make(folder)
+    plans = []
+    for where, chips in zip(asked, devices, strict=True):
+        try:
+            plans.append(plan(config, where, chips))
+        except UserError as error:
+            if len(asked) == 1:
+                raise
+            plans.append({'topology': where.name, 'chips': where.chips, 'refused': str(error)})
+        print(in_full(plans[-1]), flush=True)
+        workdir.write_json(folder / 'plan.json', plans)
+    if len(plans) > 1:
+        print(in_short(plans))
+
+
+def plan(config, where: Topology, devices: list) -> dict:
+    """What plan.json holds of one topology. Parts are per device, rates of them all.
+
+    `train_step`, `sample_step` and `network_call` are what `cost.measure` gives or, where they do
+    not fit, `needed` and `available` bytes and `fitting`, the flags with which they do.
+
+    Raises:
+      UserError: the mesh does not divide the devices, or a batch the mesh.
+    """
+    program = Program(config, create(config), devices)
+    has = program.method
+    asked = {'train_step': True, 'sample_step': has.sample_step, 'network_call': has.denoise}
+    parts = {name: part(program, where, name) for name, yes in asked.items() if yes}
+    return {
+        'topology': where.name,
+        'chips': where.chips,
+        'devices': len(devices),
+        'mesh': dict(program.mesh.shape),
+        'batch_size': config.batch_size,
+        'steps': config.steps,
+        'network_calls': has.network_calls,
+        'hbm': where.chip.hbm / where.chip.devices,
+        **parts,
+        **rates(config, parts, has.network_calls, where.chips),
+    }
+
+
+def rates(config, parts: dict, network_calls: int, chips: int) -> dict:
+    """images/s, hours to `config.steps` and chip-hours, of the parts that fit."""
+    found = {}
+    if seconds := parts['train_step'].get('seconds'):
+        hours = config.steps * seconds / 3600
+        found = {
+            'train_images_per_second': config.batch_size / seconds,
+            'hours': hours,
+            'chip_hours': hours * chips,
+        }
+    # The compiler's figures count what is inside the sampler's loop once.
+    sampling = parts.get('network_call', parts.get('sample_step', {}))
+    if seconds := sampling.get('seconds'):
+        calls = network_calls if 'network_call' in parts else 1
+        found['sample_images_per_second'] = config.sample.batch_size / (calls * seconds)
+    return found
+
+
+# Each part's batch size in the config, and how its program is made.
+PARTS = {
+    'train_step': ('batch_size', Program.lower_train),
+    'sample_step': ('sample.batch_size', Program.lower_sample),
+    'network_call': ('sample.batch_size', Program.lower_call),
+}
+
+
+def part(program: Program, where: Topology, name: str) -> dict:
+    """What plan.json holds of one of `PARTS`."""
+    logging.info('%s: compiling %s', where.name, name)
+    size, lower = PARTS[name]
+    training = name == 'train_step'
+    unrolled = partial(flops_without_loops, program, where) if training else None
+    try:
+        return cost.measure(lower(program), where.chip, unrolled)
+    except cost.OutOfMemory as full:
+        tried = [smaller_batches(program, size, full.needed / full.available)]
+        if training:
+            tried.append(finest_mesh(program))
+        fitting = [_first_fitting(program, where, lower, changes) for changes in tried]
+        return {
+            'needed': full.needed,
+            'available': full.available,
+            'fitting': [changes for changes in fitting if changes],
+        }
+
+
+def flops_without_loops(program: Program, where: Topology) -> float:
+    """Of train_step on one device: those of its share of the batch, at once and without a mesh.
+
+    Gradients are accumulated in a loop, and the partitioner makes loops of its own. 0 where what
+    they spare does not fit.
+    """
+    mesh = program.mesh.shape
+    share = program.config.batch_size // (mesh['data'] * mesh['fsdp'])
+    alone = {'accumulate': 1, 'batch_size': share, 'mesh.data': 1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
+    config = changed(program.config, {**alone, 'mesh.rules': ()})
+    one = Program(config, create(config), [program.mesh.devices.flat[0]])
+    try:
+        return cost.measure(one.lower_train(), where.chip)['flops'] / mesh['tensor']
+    except cost.OutOfMemory:
+        return 0.0
+
+
+def smaller_batches(program: Program, size: str, times: float) -> list[dict]:
+    """Changes that may make a program fit which needs `times` the memory there is, best first."""
+    config, mesh = program.config, program.mesh.shape
+    parts = mesh['data'] * mesh['fsdp'] * (config.accumulate if size == 'batch_size' else 1)
+    n = _get(config, size)
+    halvings = range(max(1, math.ceil(math.log2(times))), n.bit_length())
+    sizes = [n // 2**k // parts * parts for k in halvings]
+    return [{size: n} for n in dict.fromkeys(sizes) if n]
+
+
+def finest_mesh(program: Program) -> list[dict]:
+    """The mesh that cuts the state into the most slices: where that does not fit, none does."""
+    mesh = program.mesh.shape
+    finer = {'mesh.data': 1, 'mesh.fsdp': mesh['data'] * mesh['fsdp']}
+    return [finer] if mesh['data'] > 1 else []
+
+
+def _first_fitting(
+    program: Program, where: Topology, lower: Callable, tried: list[dict]
+) -> dict | None:
+    """The first changes of the config with which the program compiles."""
+    for changes in tried:
+        config = changed(program.config, changes)
+        try:
+            smaller = Program(config, create(config), list(program.mesh.devices.flat))
+            cost.measure(lower(smaller), where.chip)
+        except cost.OutOfMemory:
+            continue
+        return changes
+    return None
+
+
+def changed(config, changes: dict) -> ml_collections.ConfigDict:
+    """A copy of a config with {'dotted.field': value} in it."""
+    other = copy.deepcopy(config)
+    other.update_from_flattened_dict(changes)
+    return other
+
+
+def _get(config, field: str):
+    for name in field.split('.'):
+        config = config[name]
+    return config
+
+
+def in_full(plan: dict) -> str:
+    """One topology's plan, as a person reads it."""
+    if 'refused' in plan:
+        return f'\n{plan["topology"]}: {plan["refused"]}'
+    parts = {name: plan[name] for name in PARTS if name in plan}
+    lines = [f'\n{title(plan)}']
+    measured = {name: part for name, part in parts.items() if 'memory' in part}
+    if measured:
+        lines += [row('per device', *measured)]
+        lines += [row(name, *values) for name, values in _rows(measured)]
+    lines += [does_not_fit(name, part) for name, part in parts.items() if name not in measured]
+    return '\n'.join(lines + _totals(plan))
+
+
+def title(plan: dict) -> str:
+    """The topology, its mesh, the batch."""
+    mesh = ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items())
+    return (
+        f'{plan["topology"]}: {plan["chips"]} chips, {plan["devices"]} devices as {mesh}, '
+        f'batch {plan["batch_size"]}, {plan["hbm"] / GIB:.0f} GiB a device'
+    )
+
+
+def does_not_fit(name: str, part: dict) -> str:
+    """One line: what it needs, and with what it would fit."""
+    ways = [' '.join(f'--config.{k}={v}' for k, v in flags.items()) for flags in part['fitting']]
+    return (
+        f'{name} does not fit: it needs {part["needed"] / GIB:.2f} GiB of the '
+        f'{part["available"] / GIB:.2f} there are; '
+        + (f'it fits with {", or with ".join(ways)}' if ways else 'no smaller batch or mesh fits')
+    )
+
+
+def row(name: str, *cells) -> str:
+    """One line of a table."""
+    return f'  {name:28}' + ''.join(f'{cell:>24}' for cell in cells)
+
+
+def _rows(parts: dict) -> list[tuple[str, list[str]]]:
+    """(name, a cell for each part)."""
+
+    def cells(cell):
+        return [cell(part) for part in parts.values()]
+
+    def ms(seconds):
+        return '-' if seconds is None else f'{seconds * 1e3:.3f}'
+
+    kinds = dict.fromkeys(kind for part in parts.values() for kind in part['collectives'])
+    return [
+        *(
+            (f'{kind}, GiB', cells(lambda part, kind=kind: f'{part["memory"][kind] / GIB:.3f}'))
+            for kind in next(iter(parts.values()))['memory']
+        ),
+        ('GFLOPs', cells(lambda part: f'{part["flops"] / 1e9:,.2f}')),
+        ('memory traffic, GB', cells(lambda part: f'{part["bytes"] / 1e9:,.3f}')),
+        *((kind, cells(lambda part, kind=kind: _collective(part, kind))) for kind in kinds),
+        ("compiler's optimal time, ms", cells(lambda part: ms(part['optimal_seconds']))),
+        *(
+            (f'roofline: {bound}, ms', cells(lambda part, bound=bound: ms(part['roofline'][bound])))
+            for bound in ('flops', 'memory', 'interconnect')
+        ),
+    ]
+
+
+def _collective(part: dict, kind: str) -> str:
+    found = part['collectives'].get(kind)
+    return f'{found["count"]} x, {found["bytes"] / 1e6:,.2f} MB' if found else '-'
+
+
+def _totals(plan: dict) -> list[str]:
+    """What comes of it, at best."""
+    lines = []
+    if 'hours' in plan:
+        lines.append(
+            f'  training at best {plan["train_images_per_second"]:,.0f} images/s: '
+            f'{plan["steps"]:,} steps in {plan["hours"]:.3g} hours, '
+            f'{plan["chip_hours"]:.3g} chip-hours'
+        )
+    if 'sample_images_per_second' in plan:
+        lines.append(
+            f'  sampling at best {plan["sample_images_per_second"]:,.4g} images/s, in '
+            f'{plan["network_calls"]} network calls'
+        )
+    return lines
+
+
+def in_short(plans: list[dict]) -> str:
+    """The sweep, a line each."""
+
+    def line(plan):
+        if 'hours' not in plan:
+            return row(plan['topology'], 'refused' if 'refused' in plan else 'does not fit')
+        return row(
+            plan['topology'],
+            f'{plan["train_step"]["memory"]["total"] / GIB:.2f} of {plan["hbm"] / GIB:.0f}',
+            f'{plan["train_images_per_second"]:,.0f}',
+            f'{plan["hours"]:.3g}',
+            f'{plan["chip_hours"]:.3g}',
+            f'{plan.get("sample_images_per_second", math.nan):,.4g}',
+        )
+
+    heads = 'GiB a device', 'images/s, training', 'hours', 'chip-hours', 'images/s, sampling'
+    return '\n'.join(['', row('at best', *heads), *map(line, plans)])

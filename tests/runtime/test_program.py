@@ -1,0 +1,162 @@
+"""Programs: what a step leaves of its memory, how many steps make one call, what crosses over."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax.config import create, default
+from gen_jax.runtime.program import Program
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+SMALL = {
+    'diffusion.gaussian': {
+        'model.channels': 8,
+        'model.multipliers': (1,),
+        'model.attention': (),
+        'model.dropout': 0.0,
+        'sample.knobs.steps': 2,
+    },
+    'autoencoders.vae': {
+        'model.channels': 4,
+        'model.multipliers': (1,),
+        'model.hidden': 16,
+        'model.latent_dim': 2,
+    },
+    'gans.dcgan': {'data.image_size': 16, 'model.width': 4},
+    'metrics.features.classifier': {'data.num_classes': 10, 'model.widths': (4,)},
+}
+METHODS = pytest.mark.parametrize('method', SMALL)
+SLOW = ('diffusion.gaussian', 'gans.dcgan')  # to compile
+
+
+@functools.cache
+def program(method, **changes):
+    config = default(method)
+    small = {'batch_size': 8, 'sample.batch_size': 4, **SMALL[method], **changes}
+    config.update_from_flattened_dict(small)
+    return Program(config, create(config))
+
+
+def batches(made, n):
+    rng, spec = np.random.default_rng(0), made.batch_spec
+    return [
+        {
+            'image': rng.uniform(-1, 1, spec['image'].shape).astype(np.float32),
+            'label': rng.integers(0, 10, spec['label'].shape).astype(np.int32),
+        }
+        for _ in range(n)
+    ]
+
+
+def assert_close(a, b, rtol, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), a, b)
+
+
+@METHODS
+def test_a_step_writes_the_state_where_it_was(method):
+    made = program(method)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.state_shape))
+    assert made.lower_train().compile().memory_analysis().alias_size_in_bytes == size
+
+
+@pytest.mark.parametrize(
+    'method', [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in SMALL]
+)
+def test_steps_of_one_call_are_the_steps_of_several(method):
+    made = program(method)
+    three = [made.to_global(batch) for batch in batches(made, 3)]
+    with jax.transfer_guard('disallow'):
+        state, singly = made.init(), []
+        for step, batch in enumerate(three, start=5):
+            state, metrics = made.train_step(step, state, batch)
+            singly.append(metrics)
+        start = made.init()
+        at_once, several = made.train_steps(5, start, three)
+    # XLA rounds otherwise in a loop.
+    assert_close(at_once, state, 1e-5, 1e-6)
+    for i, metrics in enumerate(singly):
+        assert_close({name: x[i] for name, x in several.items()}, metrics, 1e-4, 1e-6)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
+
+
+@pytest.mark.parametrize('method', [name for name in SMALL if name != 'gans.dcgan'])
+def test_a_batch_in_parts_makes_the_same_step(method):
+    whole, parts = program(method), program(method, accumulate=2)
+    (batch,) = batches(whole, 1)
+    (a, of_whole), (b, of_parts) = (
+        made.train_step(0, made.init(), made.to_global(batch)) for made in (whole, parts)
+    )
+    assert_close(of_parts, of_whole, 1e-5, 1e-6)
+    # The optimiser's moments are the gradient's, where Adam's step divides its size away.
+    assert_close(b.net.opt_state, a.net.opt_state, 1e-3, 1e-7)
+
+
+def test_batch_statistics_pass_from_part_to_part():
+    whole, parts = program('gans.dcgan'), program('gans.dcgan', accumulate=2)
+    (batch,) = batches(whole, 1)
+    a, b = (made.train_step(0, made.init(), made.to_global(batch))[0] for made in (whole, parts))
+    (of_whole, of_parts) = (x.discriminator.extra['batch_stats']['norm_1']['var'] for x in (a, b))
+    start = whole.init().discriminator.extra['batch_stats']['norm_1']['var']
+    # Real and generated images each move the average by a tenth: twice in one part, four in two.
+    # The statistics are of nearly the same images, so that the ways differ by those powers.
+    moved = (np.asarray(start) - of_parts) / (np.asarray(start) - of_whole)
+    np.testing.assert_allclose(moved, (1 - 0.9**4) / (1 - 0.9**2), rtol=0.1)
+
+
+def test_parts_need_less_memory():
+    # So wide that activations, not parameters, fill the memory.
+    wide = {'data.image_size': 16, 'batch_size': 32}
+    needs = [
+        program('diffusion.gaussian', **wide, accumulate=k)
+        .lower_train()
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for k in (1, 4)
+    ]
+    assert needs[1] < 0.4 * needs[0]
+
+
+@METHODS
+def test_nothing_crosses_to_the_device_unasked(method):
+    made = program(method)
+    (batch,) = batches(made, 1)
+    indices = np.arange(8, dtype=np.int32)
+    with jax.transfer_guard('disallow'):
+        state = made.init()
+        if made.method.sample_step:
+            assert made.sample(state, np.arange(5)).dtype == np.uint8
+        if made.method.encode:
+            latents = made.encode(state, {'image': batch['image']})
+            assert made.decode(state, latents).shape == batch['image'].shape
+        if made.method.evaluate_step and method != 'diffusion.gaussian':
+            found = made.evaluate(state, indices, made.to_global(batch))
+            assert all(x.shape == (8,) for x in found.values())
+
+
+def test_a_part_that_the_mesh_cannot_split_is_told_in_one_line(main, tmp_path):
+    config = '--config=configs/ddpm_digits.py:tiny'
+    run = main(config, f'--workdir={tmp_path}/run', '--config.accumulate=8', devices=2)
+    assert run.returncode == 2
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith('main.py')]
+    assert 'batch_size / config.accumulate=1 is not a multiple of the 2 parts' in line
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('method', [name for name in SMALL if name != 'diffusion.gaussian'])
+def test_half_precision_computes_what_single_does_and_keeps_its_parameters(method):
+    single, half = program(method), program(method, **{'model.dtype': 'bfloat16'})
+    assert jax.tree.map(lambda x: x.dtype, half.state_shape) == jax.tree.map(
+        lambda x: x.dtype, single.state_shape
+    )
+    (batch,) = batches(single, 1)
+    (_, a), (_, b) = (
+        made.train_step(0, made.init(), made.to_global(batch)) for made in (single, half)
+    )
+    assert all(x.dtype == np.float32 for x in b.values())
+    loss = 'd_loss' if method == 'gans.dcgan' else 'loss'
+    assert float(b[loss]) != float(a[loss])
+    assert float(b[loss]) == pytest.approx(float(a[loss]), rel=0.02)

@@ -1,0 +1,305 @@
+"""Plans, and the figures they stand on; where libtpu is installed, as it makes them."""
+
+import importlib.util
+import json
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gen_jax import plan
+from gen_jax.config import create, default
+from gen_jax.errors import UserError
+from gen_jax.runtime import cost, sharding, topology
+from gen_jax.runtime.program import Program
+
+ROOT = Path(__file__).parents[1]
+VAE = f'--config={ROOT}/configs/vae_fashion_mnist.py:tiny'
+needs_libtpu = pytest.mark.skipif(
+    not importlib.util.find_spec('libtpu'), reason='could not import libtpu'
+)
+
+
+@pytest.mark.parametrize(
+    ('names', 'says'),
+    [
+        ('v9:2x2', r"'v9:2x2' is of no known TPU; known are such as v3:2x4, .*v6e:2x4$"),
+        ('', 'known are such as'),
+        ('v5e', 'v5e comes as v5e:1x1, v5e:2x2, .*v5e:16x16$'),
+        ('v5e:4x4,v5e:3x3', "'v5e:3x3': v5e comes as"),
+        ('v4:4x4', 'v4 comes as v4:1x1x1, .*v4:2x2x1'),
+    ],
+)
+def test_an_unknown_topology_lists_the_known(names, says):
+    with pytest.raises(UserError, match=says):
+        topology.parse(names)
+
+
+def test_topologies_in_a_list_and_by_default():
+    four, pair = topology.parse('v5e:4x4, v3:2x2')
+    assert (four.name, four.chips, four.chip.devices) == ('v5e:4x4', 16, 1)
+    assert (pair.chips, pair.chip.devices) == (4, 2)
+    kinds = {where.name.split(':')[0] for where in topology.parse(None)}
+    assert kinds == {'v4', 'v5e', 'v6e'}
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'gen_jax\[tpu\]'"):
+        topology.devices(topology.parse('v5e:2x2')[0])
+
+
+@pytest.mark.parametrize(
+    ('message', 'expected'),
+    [
+        (
+            'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory '
+            'space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.',
+            (20.5 * 2**30, 15.75 * 2**30),
+        ),
+        (
+            'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+            'temporaries (1.5T) exceeds available HBM (512M).',
+            (1.5 * 2**40, 2**29),
+        ),
+        ('RESOURCE_EXHAUSTED: Ran out of scoped vmem: used 20M of 16M', None),
+        ('INTERNAL: Used 20.50G of 15.75G hbm', None),
+    ],
+)
+def test_what_the_compiler_says_of_memory(message, expected):
+    assert cost.exhausted(message) == expected
+
+
+def test_memory_in_all_counts_an_alias_once():
+    n = 1000
+    add = jax.jit(lambda x, y: x + y, donate_argnums=0)
+    number = jax.ShapeDtypeStruct((n,), np.float32)
+    found = cost.memory(add.lower(number, number).compile())
+    assert (found['arguments'], found['outputs'], found['aliased']) == (8 * n, 4 * n, 4 * n)
+    assert found['total'] == 8 * n + found['temporaries'] + found['code']
+
+
+def test_images_hours_and_chip_hours():
+    config = default('diffusion.gaussian')
+    config.steps, config.batch_size, config.sample.batch_size = 7200, 32, 16
+    parts = {
+        'train_step': {'seconds': 0.5},
+        'sample_step': {'seconds': 0.001},  # its loop counts once, so this says nothing
+        'network_call': {'seconds': 0.02},
+    }
+    assert plan.rates(config, parts, network_calls=50, chips=4) == pytest.approx(
+        {
+            'train_images_per_second': 64,
+            'hours': 1,
+            'chip_hours': 4,
+            'sample_images_per_second': 16,
+        }
+    )
+    del parts['network_call']
+    assert plan.rates(config, parts, 1, 4)['sample_images_per_second'] == pytest.approx(16_000)
+    parts['train_step'] = parts['sample_step'] = {'needed': 2, 'available': 1, 'fitting': []}
+    assert plan.rates(config, parts, 50, 4) == {}
+
+
+def described(data, fsdp, method='diffusion.gaussian', **fields):
+    """As much of a program as the search for a smaller one looks at."""
+    config = plan.changed(default(method), fields)
+    mesh = AbstractMesh((data, fsdp, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return types.SimpleNamespace(config=config, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'accumulate', 'times', 'expected'),
+    [
+        (64, 1, 1.1, [32, 16, 8]),
+        (64, 1, 3.0, [16, 8]),
+        (64, 4, 1.1, [32]),  # each of four parts is split over eight devices
+        (24, 1, 1.5, [8]),  # 12 does not divide
+        (8, 1, 1.5, []),
+    ],
+)
+def test_smaller_batches_divide_the_mesh(batch_size, accumulate, times, expected):
+    program = described(4, 2, batch_size=batch_size, accumulate=accumulate)
+    tried = plan.smaller_batches(program, 'batch_size', times)
+    assert [changes['batch_size'] for changes in tried] == expected
+
+
+def test_sampling_is_not_divided_by_accumulation():
+    program = described(4, 1, **{'sample.batch_size': 16, 'accumulate': 4})
+    assert plan.smaller_batches(program, 'sample.batch_size', 1.5) == [
+        {'sample.batch_size': 8},
+        {'sample.batch_size': 4},
+    ]
+
+
+def test_the_finest_mesh_keeps_the_number_of_devices():
+    assert plan.finest_mesh(described(4, 2)) == [{'mesh.data': 1, 'mesh.fsdp': 8}]
+    assert plan.finest_mesh(described(1, 8)) == []
+
+
+def test_a_changed_config_leaves_the_first_alone():
+    config = default('diffusion.gaussian')
+    assert plan.changed(config, {'mesh.fsdp': 4}).mesh.fsdp == 4
+    assert config.mesh.fsdp == 1
+
+
+@pytest.mark.parametrize(
+    ('asked', 'devices', 'nearest'),
+    [
+        ((-1, 3, 1), 16, 'data=4 x fsdp=4 x tensor=1'),
+        ((3, 2, 1), 4, 'data=2 x fsdp=2 x tensor=1'),
+        ((-1, 1, 5), 6, 'data=1 x fsdp=1 x tensor=6'),
+        ((-1, 64, 1), 16, 'data=1 x fsdp=16 x tensor=1'),
+    ],
+)
+def test_a_mesh_that_does_not_divide_names_the_nearest_that_does(asked, devices, nearest):
+    sizes = dict(zip(sharding.AXES, asked, strict=True))
+    with pytest.raises(UserError, match=f'there are {devices}: try {nearest}$'):
+        sharding.make_mesh(sizes, [None] * devices)
+
+
+@pytest.mark.parametrize(('batch_size', 'nearest'), [(130, 128), (200, 256), (3, 128)])
+def test_a_batch_that_does_not_divide_names_the_nearest_that_does(batch_size, nearest):
+    mesh = AbstractMesh((64, 2, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    with pytest.raises(UserError, match=f'batch_size={batch_size} .* 128 parts .* try {nearest}$'):
+        sharding.check_divides(batch_size, mesh, 'batch_size')
+
+
+def test_the_state_is_cut_into_nearly_as_many_slices_as_there_are_chips():
+    config = default('diffusion.gaussian')
+    config.model.channels, config.model.multipliers, config.model.groups = 128, (1, 2), 32
+    state = jax.eval_shape(
+        lambda: create(config).init(
+            jax.random.key(0), {'image': np.zeros((1, 8, 8, 1), np.float32)}
+        )
+    )
+    mesh = AbstractMesh((1, 16, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    placed = sharding.state_shardings(mesh, state)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(state))
+    held = jax.tree.map(lambda leaf, where: np.prod(where.shard_shape(leaf.shape)), state, placed)
+    assert whole / sum(jax.tree.leaves(held)) > 14
+
+
+@needs_libtpu
+def test_a_product_costs_what_it_must():
+    (where,) = topology.parse('v5e:2x2')
+    devices = topology.devices(where)
+    mesh = Mesh(np.array(devices), ('data',))
+    rows, all_rows = NamedSharding(mesh, P('data')), NamedSharding(mesh, P())
+    m, k, n = 4096, 1024, 512
+    lowered = jax.jit(
+        lambda x, y: x.T @ y, in_shardings=(rows, rows), out_shardings=all_rows
+    ).lower(jax.ShapeDtypeStruct((m, k), np.float32), jax.ShapeDtypeStruct((m, n), np.float32))
+    found = cost.measure(lowered, where.chip)
+    # A quarter of the rows each, and the sum of the products over all four.
+    assert found['flops'] == pytest.approx(2 * m * k * n / 4, rel=0.01)
+    assert found['collectives'] == {'all-reduce': {'count': 1, 'bytes': 4 * k * n}}
+    assert found['memory']['arguments'] == 4 * m * (k + n) / 4
+    assert found['memory']['outputs'] == 4 * k * n
+    assert found['bytes'] >= 4 * (m * (k + n) / 4 + k * n)
+    assert found['roofline']['flops'] == pytest.approx(found['flops'] / 197e12)
+    assert found['roofline']['memory'] == pytest.approx(found['bytes'] / 819e9)
+    assert found['roofline']['interconnect'] == pytest.approx(4 * k * n / 200e9)
+    assert found['seconds'] == max(*found['roofline'].values(), found['optimal_seconds'])
+
+
+@needs_libtpu
+def test_a_loop_is_given_its_flops():
+    (where,) = topology.parse('v3:2x2')
+    device = topology.devices(where)[0]
+    one = NamedSharding(Mesh(np.array([device]), ('data',)), P())
+    lowered = jax.jit(
+        lambda x: jax.lax.fori_loop(0, 100, lambda i, x: x @ x, x),
+        in_shardings=one,
+        out_shardings=one,
+    ).lower(jax.ShapeDtypeStruct((256, 256), np.float32))
+    flops = 100 * 2 * 256**3
+    found = cost.measure(lowered, where.chip, lambda: flops)
+    assert found['flops'] == flops
+    # Half a chip: v3 has two devices.
+    assert found['roofline']['flops'] == pytest.approx(flops / (123e12 / 2))
+    assert cost.measure(lowered, where.chip)['flops'] < flops / 50
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_accumulating_changes_memory_and_not_flops():
+    (where,) = topology.parse('v5e:2x2')
+    config = default('autoencoders.vae')
+    config.batch_size, config.model.channels, config.model.hidden = 1024, 8, 16
+    steps = []
+    for k in (1, 8):
+        config.accumulate = k
+        program = Program(config, create(config), topology.devices(where))
+        steps.append(plan.part(program, where, 'train_step'))
+    at_once, in_parts = steps
+    assert in_parts['flops'] == pytest.approx(at_once['flops'], rel=0.02)
+    assert in_parts['roofline']['flops'] == pytest.approx(in_parts['flops'] / 197e12)
+    assert in_parts['memory']['temporaries'] < at_once['memory']['temporaries']
+
+
+@needs_libtpu
+def test_what_cannot_fit_is_told_in_bytes():
+    (where,) = topology.parse('v5e:1x1')
+    one = NamedSharding(Mesh(np.array(topology.devices(where)), ('data',)), P())
+    n = 2**17
+    lowered = jax.jit(lambda x: (x @ x).sum(), in_shardings=one, out_shardings=one).lower(
+        jax.ShapeDtypeStruct((n, n), np.float32)
+    )
+    with pytest.raises(cost.OutOfMemory) as told:
+        cost.measure(lowered, where.chip)
+    assert told.value.needed >= 4 * n * n
+    assert 15 * 2**30 < told.value.available < 16 * 2**30
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_plan_is_printed_and_left(main, tmp_path):
+    done = main(VAE, '--mode=plan', '--topology=v5e:2x2,v5e:2x4', f'--workdir={tmp_path}/run')
+    assert done.returncode == 0, done.stderr
+    assert 'Traceback' not in done.stderr
+    plans = json.loads((tmp_path / 'run' / 'plan.json').read_text())
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == ['plan.json']
+    small, large = plans
+    assert small['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
+    step = small['train_step']
+    assert step['collectives']['all-reduce']['count'] >= 1
+    assert step['memory']['total'] < small['hbm'] == 16 * 2**30
+    assert small['hours'] == pytest.approx(4 * step['seconds'] / 3600)
+    assert 'sample.batch_size=4 is not a multiple of the 8 parts' in large['refused']
+    for line in ('v5e:2x2: 4 chips', 'v5e:2x4: config.', 'all-reduce', 'images/s', 'chip-hours'):
+        assert line in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_config_that_does_not_fit_is_told_what_does(main, tmp_path):
+    args = VAE, '--mode=plan', '--topology=v5e:1x1', f'--workdir={tmp_path}'
+    done = main(*args, f'--config.batch_size={2**21}')
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads((tmp_path / 'plan.json').read_text())
+    step = plan['train_step']
+    assert step['needed'] > step['available']
+    assert f'--config.batch_size={step["fitting"][0]["batch_size"]}' in done.stdout
+    assert step['fitting'][0]['batch_size'] < 2**21
+
+
+@needs_libtpu
+def test_one_topology_that_a_batch_does_not_divide_is_one_line(main, tmp_path):
+    done = main(VAE, '--mode=plan', '--topology=v5e:16x16', f'--workdir={tmp_path}/run')
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert 'config.batch_size=8 is not a multiple of the 256 parts' in line
+    assert line.endswith('try 256')
+
+
+def test_a_topology_is_for_planning_only(main, tmp_path):
+    done = main(VAE, '--topology=v5e:2x2', f'--workdir={tmp_path}/run')
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert '--topology is not for --mode=train' in line
+    assert list(tmp_path.iterdir()) == []
