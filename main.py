@@ -23,9 +23,9 @@ from gen_jax.errors import UserError, in_one_line, is_users
 from gen_jax.runtime.compilation import keep_compiled
 from gen_jax.runtime.sharding import join_processes
 
-# The modes, and which flags are theirs alone.
-MODES = dict.fromkeys(('sample', 'evaluate', 'inspect'), ('step',))
-MODES |= {'train': (), 'benchmark': (), 'plan': ('topology',)}
+# Each mode's own flag.
+MODES = {'train': '', 'sample': 'step', 'evaluate': 'step', 'inspect': 'step'}
+MODES |= {'benchmark': '', 'plan': 'topology'}
 FLAGS = flags.FLAGS
 
 
@@ -55,8 +55,8 @@ def run(argv: list[str]) -> None:
         if extra:
             raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
         own = MODES[FLAGS.mode]
-        if other := [x for x in ('step', 'topology') if x not in own and FLAGS[x].value]:
-            raise UserError(f'--{other[0]} is not for --mode={FLAGS.mode}: leave it out')
+        if other := {x for x in ('step', 'topology') if FLAGS[x].value} - {own}:
+            raise UserError(f'--{other.pop()} is not for --mode={FLAGS.mode}: leave it out')
         keep_compiled()
         join_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     except UserError:
@@ -65,8 +65,8 @@ def run(argv: list[str]) -> None:
         raise UserError(in_one_line(error)) from None
     name = Path(config_flags.get_config_filename(FLAGS['config'])).stem
     workdir = Path(FLAGS.workdir or f'runs/{name}').absolute()
-    run_mode = importlib.import_module(f'gen_jax.{FLAGS.mode}').run
-    run_mode(config, workdir, **{name: FLAGS[name].value for name in own})
+    options = {own: FLAGS[own].value} if own else {}
+    importlib.import_module(f'gen_jax.{FLAGS.mode}').run(config, workdir, **options)
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ def program() -> Program:
     config.batch_size = config.sample.batch_size = FLAGS.batch_size
     config.sampler.name, config.sample.knobs.steps = 'ddim', FLAGS.steps
     config.sampler.spacing, config.ema_decay = 'linear', DECAY
+    config.model.remat = 'norms'  # as one would on a CPU: docs/performance.md
     return Program(config, create(config))
 
 

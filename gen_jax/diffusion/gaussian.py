@@ -45,7 +45,7 @@ def defaults() -> dict:
             'attention': (4,),  # sizes of the feature maps that get attention
             'dropout': 0.1,
             'groups': 8,  # groups of each group norm
-            'remat': 'norms',  # computed again in the backward pass: none, norms, blocks
+            'remat': 'none',  # computed again in the backward pass: none, norms, blocks
             'dtype': 'float32',  # what the network computes in: float32, bfloat16
         },
         'diffusion': {

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from gen_jax.config import default
 from gen_jax.diffusion.unet import UNet, from_config, sinusoids
 from gen_jax.errors import UserError
+from gen_jax.runtime.compilation import compiler_options
 
 SMALL = {'channels': 8, 'multipliers': (1, 2), 'blocks': 1, 'attention': (4,), 'groups': 4}
 
@@ -138,3 +141,46 @@ def test_mistakes_are_named(field, value, says):
     with pytest.raises(UserError, match=says) as error:
         from_config(config, 0)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('remat', ['norms', 'blocks'])
+def test_what_is_computed_again_is_the_same(remat):
+    x, t = image(size=4), jnp.float32([3, 500])
+    net = partial(small, multipliers=(1,))
+    params = variables(net(), x)
+
+    def loss(net, params):
+        y = net.apply(params, x, t, train=True, rngs={'dropout': jax.random.key(2)})
+        return jnp.sum(jnp.tanh(y))
+
+    plain, again = (
+        jax.jit(jax.value_and_grad(lambda p, net=net: loss(net, p)))(params)
+        for net in (net(), net(remat=remat))
+    )
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-7)
+
+
+def test_the_less_is_kept_the_less_memory():
+    """With the options of compiler_options, without which a CPU's compiler keeps all."""
+    x, t = image(b=16, size=32), jnp.zeros(16)
+    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices('cpu')[:1])
+    needed = []
+    for remat in ('none', 'norms', 'blocks'):
+        net = small(remat=remat, channels=12, multipliers=(1, 1), blocks=2, attention=())
+        params = jax.eval_shape(net.init, jax.random.key(0), x, t)
+
+        def loss(params, net=net):
+            return jnp.sum(net.apply(params, x, t, train=True, rngs={'dropout': jax.random.key(2)}))
+
+        step = jax.jit(jax.grad(loss), compiler_options=compiler_options(mesh))
+        needed.append(step.lower(params).compile().memory_analysis().temp_size_in_bytes)
+    assert needed[1] < 0.7 * needed[0]
+    assert needed[2] < 0.9 * needed[1]
+
+
+def test_remat_of_an_unknown_name_is_refused():
+    config = default('diffusion.gaussian')
+    config.model.remat = 'norm'
+    with pytest.raises(UserError, match="did you mean 'norms'"):
+        from_config(config, 0)
