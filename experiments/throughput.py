@@ -208,8 +208,8 @@ def memory(folder: str) -> dict:
     found = {}
     for name, who in (('gen_jax', 'gen_jax'), ('diffusers', folder)):
         command = [sys.executable, __file__, f'--memory_of={who}']
-        command += [f'--{flag}={FLAGS[flag].value}' for flag in ('batch_size', 'variant')]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        command += [f'--{flag}={FLAGS[flag].value}' for flag in ('batch_size', 'variant', 'steps')]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[f'{name}_bytes'] = int(done.stdout.split()[-1])
     found['ratio'] = found['gen_jax_bytes'] / found['diffusers_bytes']
     print(f'peak memory of a training step: {found["ratio"]:.2f} of eager')

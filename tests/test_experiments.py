@@ -43,3 +43,18 @@ def test_rates_are_measured():
     out = study('rates.py', DIGITS, '--batches=5', '--repeats=2')
     for line in ('loader alone:', 'training:', 'loader / training:', 'sampling:'):
         assert line in out
+
+
+@pytest.mark.slow
+def test_throughput_compares_the_same_network(tmp_path):
+    pytest.importorskip('diffusers')
+    out = tmp_path / 'throughput.json'
+    few = ('--turns=1', '--sampling_turns=1', '--steps=2', '--batch_size=2')
+    study('throughput.py', '--variant=tiny', '--nocompile', *few, f'--out={out}')
+    found = json.loads(out.read_text())
+    assert set(found['largest_difference_of_scale']) == {'eager', 'channels_last'}
+    assert max(found['largest_difference_of_scale'].values()) < 1e-4
+    for task in ('forward', 'sampling', 'training'):
+        assert all(row['ratio'] > 0 for row in found[task]['over'].values())
+    assert found['memory']['gen_jax_bytes'] > 0
+    assert '| training |' in out.with_suffix('.md').read_text()

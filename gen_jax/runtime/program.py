@@ -100,7 +100,11 @@ class Program:
         return sharding.reader(self.batch_sharding, self.config.batch_size)
 
     def _whole(self, function):
-        return lambda state, *args: function(self._gathered(state), *args)
+        @functools.wraps(function)
+        def with_gathered(state, *args):
+            return function(self._gathered(state), *args)
+
+        return with_gathered
 
     def _train_step(self, seed, step, state, batch):
         key = random.step_key(seed, 'train', step)
