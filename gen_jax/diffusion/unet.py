@@ -31,6 +31,17 @@ Conv3x3 = partial(
 Dense = partial(nn.Dense, kernel_init=INIT)
 
 
+def kept_less(function, remat: str):
+    """`function(module, ...)`; where there is remat, the backward pass has only its ends and masks.
+
+    Of a convolution at its end the gradients need the inputs only, so that it does not run again.
+    """
+    if remat == 'none':
+        return function
+    policy = jax.checkpoint_policies.save_only_these_names(Dropout.MASK)
+    return nn.remat(function, policy=policy)
+
+
 def sinusoids(t: jax.Array, width: int) -> jax.Array:
     """Sines, then cosines, of t at width/2 frequencies from 1 down to 1/10000.
 
@@ -72,29 +83,30 @@ class ResBlock(nn.Module):
     remat: str
 
     @nn.compact
-    def __call__(self, x, emb, train: bool):
-        """[b, h, w, c] and the time's [b, e] -> [b, h, w, width]."""
+    def __call__(self, parts, emb, train: bool):
+        """Parts [b, h, w, ...] of the channels and the time's [b, e] -> [b, h, w, width]."""
         norm = partial(GroupNorm, self.groups, dtype=self.dtype)
         conv = partial(Conv3x3, self.width, dtype=self.dtype)
 
-        def first(self, h):
-            return conv(name='conv1')(nn.silu(norm(name='norm1')(h)))  # [b, h, w, width]
+        def first(self, parts):
+            h = nn.silu(norm(name='norm1')(jnp.concatenate(parts, -1)))  # [b, h, w, c]
+            return conv(name='conv1')(h)  # [b, h, w, width]
+
+        def shortcut(self, parts):
+            x = jnp.concatenate(parts, -1)  # [b, h, w, c]
+            if x.shape[-1] == self.width:
+                return x
+            return Dense(self.width, dtype=self.dtype, name='conv_shortcut')(x)  # 1x1
 
         def second(self, h):
             h = nn.silu(norm(name='norm2')(h))
             h = Dropout(self.dropout, deterministic=not train)(h)
             return conv(kernel_init=NEAR_ZERO, name='conv2')(h)
 
-        if self.remat != 'none':
-            # Not even the convolutions run again: their gradients need their inputs only.
-            policy = jax.checkpoint_policies.save_only_these_names(Dropout.MASK)
-            first, second = nn.remat(first, policy=policy), nn.remat(second, policy=policy)
-        h = first(self, x)
+        h = kept_less(first, self.remat)(self, parts)
         time = Dense(self.width, dtype=self.dtype, name='time_emb_proj')(nn.silu(emb))
-        h = second(self, h + time[:, None, None, :])
-        if x.shape[-1] != self.width:
-            x = Dense(self.width, dtype=self.dtype, name='conv_shortcut')(x)  # a 1x1 convolution
-        return x + h
+        h = kept_less(second, self.remat)(self, h + time[:, None, None, :])
+        return kept_less(shortcut, self.remat)(self, parts) + h
 
 
 class Attention(nn.Module):
@@ -133,12 +145,17 @@ class Upsample(nn.Module):
     """Each pixel becomes four, then a 3x3 convolution."""
 
     dtype: Any
+    remat: str
 
     @nn.compact
     def __call__(self, x):
         """[b, h, w, c] -> [b, 2h, 2w, c]."""
-        x = x.repeat(2, axis=1).repeat(2, axis=2)  # [b, 2h, 2w, c]
-        return Conv3x3(x.shape[-1], dtype=self.dtype, name='conv')(x)
+
+        def enlarge(self, x):
+            x = x.repeat(2, axis=1).repeat(2, axis=2)  # [b, 2h, 2w, c]
+            return Conv3x3(x.shape[-1], dtype=self.dtype, name='conv')(x)
+
+        return kept_less(enlarge, self.remat)(self, x)
 
 
 class UNet(nn.Module):
@@ -156,8 +173,8 @@ class UNet(nn.Module):
         net takes no label.
       out_channels: channels of the result.
       remat: what the backward pass computes again instead of keeping it: 'none', 'norms' (the
-        inputs of the convolutions, from those of the norms before them), 'blocks' (all between the
-        ends of the blocks).
+        inputs of the convolutions, from those of the norms before them, and attention), 'blocks'
+        (all between the ends of the blocks).
       dtype: what convolutions and attention compute in. Parameters, statistics, softmax and the
         result are float32.
     """
@@ -186,9 +203,9 @@ class UNet(nn.Module):
         Returns:
           float32 [b, h, w, out_channels].
         """
-        block, attention = ResBlock, Attention
-        if self.remat == 'blocks':
-            block, attention = nn.remat(block, static_argnums=3), nn.remat(attention)
+        # Attention is worth keeping nowhere: it has few operations and many values.
+        attention = Attention if self.remat == 'none' else nn.remat(Attention)
+        block = nn.remat(ResBlock, static_argnums=3) if self.remat == 'blocks' else ResBlock
         res = partial(
             block, groups=self.groups, dropout=self.dropout, dtype=self.dtype, remat=self.remat
         )
@@ -206,7 +223,7 @@ class UNet(nn.Module):
         skips = [x]
         for i, width in enumerate(widths):
             for j in range(self.blocks):
-                x = res(width, name=f'down_{i}_resnet_{j}')(x, emb, train)  # [b, h, w, width]
+                x = res(width, name=f'down_{i}_resnet_{j}')([x], emb, train)  # [b, h, w, width]
                 if x.shape[1] in self.attention:
                     x = attend(name=f'down_{i}_attention_{j}')(x)
                 skips.append(x)
@@ -214,22 +231,25 @@ class UNet(nn.Module):
                 x = Downsample(self.dtype, name=f'down_{i}_downsampler_0')(x)  # [b, h/2, w/2, .]
                 skips.append(x)
 
-        x = res(widths[-1], name='mid_resnet_0')(x, emb, train)
+        x = res(widths[-1], name='mid_resnet_0')([x], emb, train)
         x = attend(name='mid_attention_0')(x)
-        x = res(widths[-1], name='mid_resnet_1')(x, emb, train)
+        x = res(widths[-1], name='mid_resnet_1')([x], emb, train)
 
         for i, width in enumerate(reversed(widths)):
             for j in range(self.blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], -1)  # [b, h, w, width + the skip's]
-                x = res(width, name=f'up_{i}_resnet_{j}')(x, emb, train)  # [b, h, w, width]
+                parts = [x, skips.pop()]
+                x = res(width, name=f'up_{i}_resnet_{j}')(parts, emb, train)  # [b, h, w, width]
                 if x.shape[1] in self.attention:
                     x = attend(name=f'up_{i}_attention_{j}')(x)
             if i < last:
-                x = Upsample(self.dtype, name=f'up_{i}_upsampler_0')(x)  # [b, 2h, 2w, width]
+                x = Upsample(self.dtype, self.remat, name=f'up_{i}_upsampler_0')(x)  # [b, 2h, 2w, width]
 
-        x = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name='conv_norm_out')(x))
-        x = Conv3x3(self.out_channels, dtype=self.dtype, kernel_init=NEAR_ZERO, name='conv_out')(x)
-        return x.astype(jnp.float32)  # [b, h, w, out_channels]
+        def out(self, x):
+            x = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name='conv_norm_out')(x))
+            conv = partial(Conv3x3, kernel_init=NEAR_ZERO, name='conv_out')
+            return conv(self.out_channels, dtype=self.dtype)(x)
+
+        return kept_less(out, self.remat)(self, x).astype(jnp.float32)  # [b, h, w, out_channels]
 
 
 def from_config(config, num_classes: int) -> UNet:

@@ -1,6 +1,7 @@
 """A config made runnable: its method on its mesh, each step under jit with its shardings."""
 
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ class Program:
         )
         self._gathered = functools.partial(sharding.gathered, shardings=placed)
         jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
-        self.init = jit(init, out_shardings=placed)
+        self._init = jit(init, out_shardings=placed)
         # Donation lets the new state take the old one's memory. The seed is traced in all three:
         # another one needs no other program.
         self._train = jit(
@@ -98,6 +99,13 @@ class Program:
     def reader(self) -> tuple[int, int]:
         """(index, count): this process reads slice `index` of a batch cut into `count`."""
         return sharding.reader(self.batch_sharding, self.config.batch_size)
+
+    def init(self):
+        """The state before the first step."""
+        state = self._init()
+        self._init.clear_cache()  # large, and of no further use
+        gc.collect()
+        return state
 
     def _whole(self, function):
         @functools.wraps(function)

@@ -176,7 +176,7 @@ def test_the_less_is_kept_the_less_memory():
         step = jax.jit(jax.grad(loss), compiler_options=compiler_options(mesh))
         needed.append(step.lower(params).compile().memory_analysis().temp_size_in_bytes)
     assert needed[1] < 0.7 * needed[0]
-    assert needed[2] < 0.9 * needed[1]
+    assert needed[2] < 0.95 * needed[1]
 
 
 def test_remat_of_an_unknown_name_is_refused():

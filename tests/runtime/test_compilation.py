@@ -5,7 +5,7 @@ import sys
 import jax
 import pytest
 
-from gen_jax.runtime.compilation import cpu, keep_compiled
+from gen_jax.runtime.compilation import cpu, keep_compiled, return_memory
 
 
 @pytest.fixture
@@ -96,3 +96,29 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path):
     ]
     assert [run.stdout.strip() for run in runs] == [b'0', b'1'], runs
     assert [run.stderr for run in runs] == [b'', b'']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='only the GNU library has to be told')
+def test_what_compiling_took_goes_back():
+    """A process that compiles something large holds less with it than without."""
+    program = (
+        'import sys, pathlib, jax, jax.numpy as jnp\n'
+        'from gen_jax.runtime.compilation import return_memory\n'
+        'if sys.argv[1] == "back": return_memory()\n'
+        'def f(x):\n'
+        '    for i in range(300): x = jnp.sin(x @ x + i) @ x[::-1]\n'
+        '    return x\n'
+        'jax.jit(f)(jnp.ones((8, 8))).block_until_ready()\n'
+        'status = pathlib.Path("/proc/self/status").read_text()\n'
+        'print(status.split("VmRSS:")[1].split()[0])\n'
+    )
+    held = {
+        way: int(
+            subprocess.run(
+                [sys.executable, '-c', program, way], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for way in ('kept', 'back')
+    }
+    assert held['back'] < held['kept'] - 100 * 1024  # KiB
