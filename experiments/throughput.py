@@ -207,7 +207,7 @@ def print_memory() -> None:
 
 
 def memory(folder: str) -> dict:
-    """What both add, each in a process of its own; ours compiles (cold), then reads what it kept."""
+    """What both add, each in a process of its own; ours compiles (cold), then reads it (warm)."""
     found = {}
     for name, who in (('cold', 'gen_jax'), ('warm', 'gen_jax'), ('diffusers', folder)):
         command = [sys.executable, __file__, f'--memory_of={who}']
@@ -232,7 +232,8 @@ def table(found: dict) -> str:
         ]
         lines.append(f'| {name} | {row["best"]} | {text[0]} | {text[1]} |')
     for name, after in (('cold', 'compiling'), ('warm', 'a warm start')):
-        lines.append(f'| peak memory of training, after {after} | | | {found["memory"][name]:.2f} |')
+        share = found['memory'][name]
+        lines.append(f'| peak memory of training, after {after} | | | {share:.2f} |')
     return '\n'.join(lines) + '\n'
 
 

@@ -242,7 +242,8 @@ class UNet(nn.Module):
                 if x.shape[1] in self.attention:
                     x = attend(name=f'up_{i}_attention_{j}')(x)
             if i < last:
-                x = Upsample(self.dtype, self.remat, name=f'up_{i}_upsampler_0')(x)  # [b, 2h, 2w, width]
+                # [b, 2h, 2w, width]
+                x = Upsample(self.dtype, self.remat, name=f'up_{i}_upsampler_0')(x)
 
         def out(self, x):
             x = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name='conv_norm_out')(x))

@@ -45,7 +45,7 @@ def keep_compiled() -> None:
 
 
 def return_memory() -> None:
-    """Has the memory that compiling took go back to the system; call once, before anything compiles.
+    """Has the memory that compiling took go back to the system; call once, before compiling.
 
     The C library keeps what was freed for later: after the CIFAR-10 U-Net's training step is
     compiled, twice the memory that the step then needs. Only the GNU one has to be told.

@@ -5,7 +5,7 @@ import sys
 import jax
 import pytest
 
-from gen_jax.runtime.compilation import cpu, keep_compiled, return_memory
+from gen_jax.runtime.compilation import cpu, keep_compiled
 
 
 @pytest.fixture
