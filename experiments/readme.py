@@ -1,9 +1,9 @@
-"""Fills the README's pictures and results table from finished runs.
+"""Fills the README's pictures and tables from finished runs.
 
-  python experiments/readme.py --runs=runs
+  python experiments/readme.py --runs=runs --throughput=throughput.md
 
-Each row of the table needs RUNS/<config>/ as training and --mode=evaluate leave it; a row whose run
-is missing is left as it is.
+Each row of the results needs RUNS/<config>/ as training and --mode=evaluate leave it; a row whose
+run is missing is left as it is, and so is the table of experiments/throughput.py.
 """
 
 import json
@@ -18,6 +18,7 @@ README = ROOT / 'README.md'
 PICTURES = ROOT / 'docs' / 'pictures'
 FLAGS = flags.FLAGS
 flags.DEFINE_string('runs', 'runs', 'The folder whose subfolders are the runs, by config.')
+flags.DEFINE_string('throughput', '', 'The table that experiments/throughput.py wrote.')
 
 
 def minutes(run: Path) -> str:
@@ -121,6 +122,9 @@ def main(_) -> None:
             grids = sorted((run / 'samples').glob(f'{kind}_*.png'))
             if grids:
                 shutil.copy(grids[-1], PICTURES / f'{name}_{kind.replace("step", "samples")}.png')
+    if FLAGS.throughput:
+        table = Path(FLAGS.throughput).read_text()
+        text = re.sub(r'\| task \| best of.*?\n\n', lambda _: f'{table}\n', text, flags=re.DOTALL)
     README.write_text(text)
 
 

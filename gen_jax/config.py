@@ -72,7 +72,6 @@ def default(method: str) -> ml_collections.ConfigDict:
             'steps': 1000,  # optimiser steps in all
             'batch_size': 64,  # images per step, over all devices and processes
             'accumulate': 1,  # parts that a batch passes through in turn, to need less memory
-            'steps_per_dispatch': 1,  # steps in one call of the devices; their rounding may differ
             'log_every': 100,  # steps between lines of metrics
             'sample_every': 500,  # steps between sample grids; 0: never
             'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
@@ -159,11 +158,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require(0 <= config.seed < 2**31, 'seed', config.seed, 'a whole number from 0 to 2**31 - 1')
     for field in ('steps', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep'):
         require(config[field] >= 1, field, config[field], 'a whole number of at least 1')
-    b, log_every = config.batch_size, config.log_every
+    b = config.batch_size
     expected = f'a number that divides config.batch_size={b}'
     require(b % config.accumulate == 0, 'accumulate', config.accumulate, expected)
-    n, expected = config.steps_per_dispatch, f'1 to log_every={log_every}, which ends a dispatch'
-    require(1 <= n <= log_every, 'steps_per_dispatch', n, expected)
     require(config.sample_every >= 0, 'sample_every', config.sample_every, '0 or more')
     data, sample = config.data, config.sample
     for field in ('image_size', 'channels', 'threads', 'prefetch'):

@@ -6,7 +6,6 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -89,7 +88,8 @@ class Loop:
             self.evaluate(start, state)
         done, stopping = start, False
         while done < config.steps and not stopping:
-            done, state = self.dispatch(done, state)
+            state = self.step(done, state)
+            done += 1
             stopping = stop.requested(done)
             last = stopping or done == config.steps
             if last or done % config.log_every == 0:
@@ -106,42 +106,21 @@ class Loop:
             self.draw_if_missing(done, state)
         return done, state
 
-    def dispatch(self, done: int, state):
-        """`config.steps_per_dispatch` steps, or one where the host has something to do between.
-
-        So two programs serve. Returns the steps done and the state.
-        """
-        program, n = self.program, self.program.config.steps_per_dispatch
-        # From multiples only, so that a run that was stopped goes on with the same dispatches.
-        if done % n or any(self.pauses(step) for step in range(done + 1, done + n)):
-            n = 1
-        batches = [program.to_global(next(self.batches)) for _ in range(n)]
-        if n == 1:
-            state, metrics = program.train_step(done, state, *batches)
-        else:
-            state, metrics = program.train_steps(done, state, batches)
-        del batches
+    def step(self, step: int, state):
+        """One step; it is under way, not done, when this returns."""
+        batch = self.program.to_global(next(self.batches))
+        state, metrics = self.program.train_step(step, state, batch)
+        del batch
         self.pending.append(metrics)
         jax.block_until_ready(self.pending[-AHEAD:][0])
-        for _ in range(n):
-            self.writers.count_step()
-        return done + n, state
-
-    def pauses(self, done: int) -> bool:
-        """Whether the host has something to do after that many steps."""
-        config = self.program.config
-        often = config.log_every, config.checkpoint_every, config.sample_every
-        return (
-            done >= config.steps
-            or any(every and done % every == 0 for every in often)
-            or self.trials.due(done)
-        )
+        self.writers.count_step()
+        return state
 
     def log(self, step: int) -> None:
         """Writes the mean of each metric over the steps since the last line."""
         if not self.pending:
             return
-        rows = list(steps_of(jax.device_get(self.pending)))
+        rows = jax.device_get(self.pending)
         for at, row in enumerate(rows, start=step - len(rows) + 1):
             for name, value in row.items():
                 if not math.isfinite(value):
@@ -189,14 +168,6 @@ class Loop:
         drawn = (self.folder / 'samples' / f'step_{step:08d}.png').exists()
         if self.program.config.sample_every and not drawn:
             self.draw(step, state)
-
-
-def steps_of(dispatches: list[dict]) -> Iterator[dict]:
-    """{name: number} of every step, from metrics of one step each, or of n: {name: [n]}."""
-    for metrics in dispatches:
-        columns = [np.atleast_1d(column) for column in metrics.values()]
-        for row in zip(*columns, strict=True):
-            yield dict(zip(metrics, row, strict=True))
 
 
 class Interruption:

@@ -59,8 +59,6 @@ def test_a_field_set_to_another_type_is_refused_where_it_happens():
         ('batch_size', -1),
         ('accumulate', 0),
         ('accumulate', 3),  # does not divide 64
-        ('steps_per_dispatch', 0),
-        ('steps_per_dispatch', 101),  # a line of metrics every 100
         ('log_every', 0),
         ('checkpoint_every', 0),
         ('keep', 0),

@@ -104,72 +104,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state
     assert fingerprint(capsys) == good
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """[(step, steps)] of every call that trains."""
-    made, one, several = [], Program.train_step, Program.train_steps
-
-    def train_step(self, step, *args):
-        made.append((step, 1))
-        return one(self, step, *args)
-
-    def train_steps(self, step, state, batches):
-        made.append((step, len(batches)))
-        return several(self, step, state, batches)
-
-    monkeypatch.setattr(Program, 'train_step', train_step)
-    monkeypatch.setattr(Program, 'train_steps', train_steps)
-    return made
-
-
-def test_a_dispatch_of_several_steps_ends_where_the_host_has_something_to_do(tmp_path, calls):
-    changes = {'steps': 12, 'log_every': 4, 'checkpoint_every': 7, 'sample_every': 0}
-    changes |= {'eval.every': 10, 'eval.every_metrics': ('per_example',)}
-    train.run(small(**changes), tmp_path / 'singly')
-    assert calls == [(step, 1) for step in range(12)]
-    calls.clear()
-    train.run(small(**changes, steps_per_dispatch=3), tmp_path / 'together')
-    # Lines at 4, 8 and 12, a checkpoint at 7, numbers at 10; calls of three begin at 0, 3, 6, 9.
-    assert calls == [(0, 3), *((step, 1) for step in range(3, 12))]
-    a, b = (
-        [row for row in map(json.loads, lines.read_text().splitlines()) if 'loss' in row]
-        for lines in (tmp_path / 'singly/metrics.jsonl', tmp_path / 'together/metrics.jsonl')
-    )
-    assert [row['step'] for row in a] == [row['step'] for row in b] == [4, 7, 8, 10, 12]
-    for x, y in zip(a, b, strict=True):
-        assert y['loss'] == pytest.approx(x['loss'], rel=1e-5)
-
-
-def test_a_stopped_run_goes_on_with_the_same_dispatches(tmp_path, capsys, calls, monkeypatch):
-    config = small(steps=12, log_every=6, checkpoint_every=5, steps_per_dispatch=3)
-    train.run(config, tmp_path / 'whole')
-    whole, of_whole = fingerprint(capsys), list(calls)
-    assert {n for _, n in of_whole} == {1, 3}
-    calls.clear()
-    for at in (3, 4, 9):
-        monkeypatch.setattr(train.Interruption, 'requested', lambda self, step, at=at: step >= at)
-        train.run(config, tmp_path / 'parts')
-        assert 'stopped and saved' in capsys.readouterr().out
-    monkeypatch.setattr(train.Interruption, 'requested', lambda self, step: False)
-    train.run(config, tmp_path / 'parts')
-    assert fingerprint(capsys) == whole
-    assert calls == of_whole
-
-
-def test_a_number_that_is_not_finite_is_told_with_its_step_within_a_dispatch(tmp_path):
-    config = small(steps=40, log_every=20, sample_every=0, steps_per_dispatch=20)
-    config.checkpoint_every = 20
-    config.optimizer.learning_rate = 1e30
-    with pytest.raises(UserError, match=r'is (nan|inf) at step \d+: the checkpoints') as error:
-        train.run(config, tmp_path)
-    # The first step's loss is of the state as it was made.
-    assert 1 < int(str(error.value).split('at step ')[1].split(':')[0]) < 20
-
-
-@pytest.mark.parametrize(('several', 'programs'), [(1, ['_train_step']), (3, ['_train_steps'])])
-def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(
-    tmp_path, several, programs
-):
+def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(tmp_path):
     lowered = []
 
     def listen(event, seconds, fun_name=None, **_):
@@ -179,13 +114,13 @@ def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with jax.transfer_guard('disallow'):
-            train.run(small(steps_per_dispatch=several, log_every=3), tmp_path)
+            train.run(small(), tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(list((tmp_path / 'checkpoints').iterdir())) == 2
     # Two grids were drawn, and every program that looks at a state was needed at both.
     ours = [name for name in lowered if name.startswith('jit(_')]
-    assert sorted(ours) == sorted(f'jit({name})' for name in [*programs, '_sample_step'])
+    assert sorted(ours) == ['jit(_sample_step)', 'jit(_train_step)']
     assert lowered.count('jit(encode)') == lowered.count('jit(init)') == 1
 
 

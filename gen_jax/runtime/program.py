@@ -62,12 +62,6 @@ class Program:
             out_shardings=(placed, self._everywhere),
             donate_argnums=2,
         )
-        self._train_several = jit(
-            self._train_steps,
-            in_shardings=(None, None, placed, self.batch_sharding),
-            out_shardings=(placed, self._everywhere),
-            donate_argnums=2,
-        )
         self._sample = jit(
             self._sample_step,
             in_shardings=(None, placed, None, None),
@@ -118,16 +112,6 @@ class Program:
         key = random.step_key(seed, 'train', step)
         return self.method.train_step(key, self._gathered(state, parts=('params',)), batch)
 
-    def _train_steps(self, seed, step, state, batches):
-        def one(carry, batch):
-            step, state = carry
-            state, metrics = self._train_step(seed, step, state, batch)
-            return (step + 1, state), metrics
-
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)  # [n, b, ...]
-        (_, state), metrics = jax.lax.scan(one, (step, state), stacked)
-        return state, metrics
-
     def _sample_step(self, seed, state, indices, condition):
         keys = random.sample_keys(seed, 'sample', indices)
         state, condition = self._gathered(state), self._spread(condition)
@@ -165,10 +149,6 @@ class Program:
     def train_step(self, step: int, state, batch: dict):
         """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
         return self._train(self._seed, self._put(np.int32(step)), state, batch)
-
-    def train_steps(self, step: int, state, batches: list[dict]):
-        """As `train_step` for `step`, `step + 1`, ... in one dispatch; metrics {name: [n]}."""
-        return self._train_several(self._seed, self._put(np.int32(step)), state, tuple(batches))
 
     def evaluated(self) -> list[str]:
         """The names of the numbers that `evaluate` gives."""

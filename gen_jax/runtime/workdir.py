@@ -17,7 +17,6 @@ from gen_jax.errors import UserError
 # What may differ between a run and its continuation without changing what was computed so far.
 FREE = (
     'steps',
-    'steps_per_dispatch',
     'log_every',
     'sample_every',
     'checkpoint_every',

@@ -5,6 +5,7 @@ where it is installed; ours do not.
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -126,15 +127,44 @@ class Writers:
             writer.close()
 
 
-def tensorboard_writer(workdir: Path) -> list:
-    """[clu's TensorBoard writer], or [] with a line that says how to have it."""
+class TensorBoardWriter:
+    """clu's, made when there is something to write: importing TensorFlow takes seconds."""
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+
+    @functools.cached_property
+    def _writer(self):
+        with _silent():
+            from clu import metric_writers
+
+            return metric_writers.SummaryWriter(str(self._workdir))
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Writes an event for each."""
+        self._writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: dict) -> None:
+        """Writes an event for each."""
+        self._writer.write_images(step, images)
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system."""
+        if '_writer' in vars(self):
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        if '_writer' in vars(self):
+            self._writer.close()
+
+
+def tensorboard_writer(workdir: Path) -> list[TensorBoardWriter]:
+    """[a writer], or [] with a line that says how to have it."""
     if importlib.util.find_spec('tensorflow') is None:
         logging.info("no TensorBoard events: they need pip install 'gen_jax[tf]'")
         return []
-    with _silent():
-        from clu import metric_writers
-
-        return [metric_writers.SummaryWriter(str(workdir))]
+    return [TensorBoardWriter(workdir)]
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ SMALL = {
     'metrics.features.classifier': {'data.num_classes': 10, 'model.widths': (4,)},
 }
 METHODS = pytest.mark.parametrize('method', SMALL)
-SLOW = ('diffusion.gaussian', 'gans.dcgan')  # to compile
 
 
 @functools.cache
@@ -60,26 +59,6 @@ def test_a_step_writes_the_state_where_it_was(method):
     made = program(method)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.state_shape))
     assert made.lower_train().compile().memory_analysis().alias_size_in_bytes == size
-
-
-@pytest.mark.parametrize(
-    'method', [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in SMALL]
-)
-def test_steps_of_one_call_are_the_steps_of_several(method):
-    made = program(method)
-    three = [made.to_global(batch) for batch in batches(made, 3)]
-    with jax.transfer_guard('disallow'):
-        state, singly = made.init(), []
-        for step, batch in enumerate(three, start=5):
-            state, metrics = made.train_step(step, state, batch)
-            singly.append(metrics)
-        start = made.init()
-        at_once, several = made.train_steps(5, start, three)
-    # XLA rounds otherwise in a loop.
-    assert_close(at_once, state, 1e-5, 1e-6)
-    for i, metrics in enumerate(singly):
-        assert_close({name: x[i] for name, x in several.items()}, metrics, 1e-4, 1e-6)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
 
 
 @pytest.mark.parametrize('method', [name for name in SMALL if name != 'gans.dcgan'])
