@@ -88,4 +88,4 @@ def _follow(trajectory: Trajectory, step: Callable, keys: jax.Array, shape: tupl
         z = jnp.where(i > 0, normal(keys, i, shape), 0.0)
         return jnp.where(i < count, step(trajectory.at(i), x_t, z), x_t)
 
-    return jax.lax.fori_loop(0, most, body, normal(keys, 0, shape))
+    return jax.lax.fori_loop(0, most, body, trajectory.prior_std * normal(keys, 0, shape))

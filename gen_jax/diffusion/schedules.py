@@ -138,6 +138,11 @@ class Trajectory(NamedTuple):
     tau: jax.Array
     marginals: jax.Array
 
+    @property
+    def prior_std(self) -> float:
+        """Of the noise that sampling starts from."""
+        return 1.0
+
     @classmethod
     def create(cls, process: DiscreteProcess, steps: jax.Array, spacing: str) -> 'Trajectory':
         """Of the T times of a process, those that `spaced_times` names.
