@@ -14,6 +14,7 @@ from flax import struct
 
 from gen_jax.config import nearest, require
 from gen_jax.diffusion import bound, samplers
+from gen_jax.diffusion.guidance import classifier_free
 from gen_jax.diffusion.samplers import VARIANCES
 from gen_jax.diffusion.schedules import (
     SPACINGS,
@@ -110,8 +111,7 @@ def create(config) -> Method:
         eps = jax.random.normal(key_eps, x_0.shape)
         x_t = over(scale, t) * x_0 + over(noise_std, t) * eps
         if guided:
-            hidden = jax.random.bernoulli(key_label, diffusion.label_dropout, label.shape)
-            label = jnp.where(hidden, num_classes, label)
+            label = hide(key_label, label, diffusion.label_dropout, num_classes)
 
         def loss_fn(params, extra, noised):
             x_t, t, label, eps, key = noised
@@ -185,10 +185,21 @@ def guide(
     Returns:
       The noise, [n, h, w, c].
     """
+    return classifier_free(*with_and_without(eps_theta, x_t, t, label, null), guidance)
+
+
+def with_and_without(
+    function: Callable, x_t: jax.Array, t: jax.Array, label: jax.Array, null: int
+) -> tuple[jax.Array, jax.Array]:
+    """`function(x_t, t, label)` and what it gives for the null class, of one doubled batch."""
     both = jnp.concatenate([label, jnp.full_like(label, null)])  # [2n]
-    eps = eps_theta(jnp.tile(x_t, (2, 1, 1, 1)), jnp.tile(t, 2), both)  # [2n, h, w, c]
-    eps_label, eps_null = jnp.split(eps, 2)  # [n, h, w, c]
-    return eps_null + guidance[:, None, None, None] * (eps_label - eps_null)
+    result = function(jnp.tile(x_t, (2, 1, 1, 1)), jnp.tile(t, 2), both)  # [2n, h, w, c]
+    return tuple(jnp.split(result, 2))
+
+
+def hide(key: jax.Array, label: jax.Array, share: float, null: int) -> jax.Array:
+    """Labels [b], about that share of them replaced by the null class."""
+    return jnp.where(jax.random.bernoulli(key, share, label.shape), null, label)
 
 
 def over(table, t: jax.Array) -> jax.Array:
@@ -217,10 +228,20 @@ def check(config) -> None:
     """Raises UserError where `diffusion`, `sampler` or `sample.knobs` cannot be obeyed."""
     diffusion, sampler, knobs = config.diffusion, config.sampler, config.sample.knobs
     T, low, high = diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
-    dropout = diffusion.label_dropout
     require(2 <= T <= 10_000, 'diffusion.timesteps', T, '2 to 10000')
     require(0 < low <= high, 'diffusion.beta_min', low, f'0 < beta_min <= beta_max={high}')
     require(high < 1, 'diffusion.beta_max', high, 'less than 1')
+    check_guidance(config)
+    for field, known in (('name', NAMES), ('variance', VARIANCES), ('spacing', SPACINGS)):
+        value = sampler[field]
+        require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
+    require(1 <= knobs.steps <= T, 'sample.knobs.steps', knobs.steps, f'1 to timesteps={T}')
+    check_eta(config)
+
+
+def check_guidance(config) -> None:
+    """Raises UserError where labels are to be hidden that are not there, or guidance cannot be."""
+    dropout, scale = config.diffusion.label_dropout, config.sample.knobs.guidance
     require(0 <= dropout < 1, 'diffusion.label_dropout', dropout, 'a probability below 1')
     require(
         dropout == 0 or config.data.num_classes > 0,
@@ -229,20 +250,21 @@ def check(config) -> None:
         '0, because config.data.num_classes=0: there are no labels to hide',
     )
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    for field, known in (('name', NAMES), ('variance', VARIANCES), ('spacing', SPACINGS)):
-        value = sampler[field]
-        require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
-    require(1 <= knobs.steps <= T, 'sample.knobs.steps', knobs.steps, f'1 to timesteps={T}')
-    require(0 <= knobs.eta <= 1, 'sample.knobs.eta', knobs.eta, '0 to 1')
     require(
-        knobs.eta == 0 or sampler.name == 'ddim',
-        'sample.knobs.eta',
-        knobs.eta,
-        f"0, because config.sampler.name={sampler.name!r}: only 'ddim' knows eta",
-    )
-    require(
-        knobs.guidance == 1 or dropout > 0,
+        scale == 1 or dropout > 0,
         'sample.knobs.guidance',
-        knobs.guidance,
+        scale,
         '1, because config.diffusion.label_dropout=0: the model cannot be guided',
+    )
+
+
+def check_eta(config) -> None:
+    """Raises UserError where the sampler is asked for a share of noise that it does not know."""
+    eta, name = config.sample.knobs.eta, config.sampler.name
+    require(0 <= eta <= 1, 'sample.knobs.eta', eta, '0 to 1')
+    require(
+        eta == 0 or name == 'ddim',
+        'sample.knobs.eta',
+        eta,
+        f"0, because config.sampler.name={name!r}: only 'ddim' knows eta",
     )

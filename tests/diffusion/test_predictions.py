@@ -45,7 +45,7 @@ def test_the_score_is_the_gradient_of_a_gaussians_log_density():
     alpha, sigma, v, x = 0.6, 0.9, 0.3, 1.7
     variance = alpha**2 * v + sigma**2
     score = jax.grad(lambda x: -(x**2) / (2 * variance))(x)
-    found = PREDICTIONS['score'].x_0(score, x, alpha, sigma)
+    found = PREDICTIONS['score'].x_0(sigma * score, x, alpha, sigma)
     assert found == pytest.approx(alpha * v / variance * x, rel=1e-6)
 
 
