@@ -48,8 +48,8 @@ V = Prediction(
     target=lambda x_0, eps, alpha, sigma: alpha * eps - sigma * x_0,
     error=lambda alpha, sigma: sigma / (alpha**2 + sigma**2),
 )
-# F / sigma is the score, the gradient of log q(x_t) (Song et al. 2021, eq. 7). The authors' networks
-# end with that division, without which F would have to be as large as 1 / sigma.
+# F / sigma is the score, the gradient of log q(x_t) (Song et al. 2021, eq. 7). The authors' own
+# networks end with that division, without which F would have to be as large as 1 / sigma.
 SCORE = Prediction(
     x_0=lambda f, x_t, alpha, sigma: (x_t + sigma * f) / alpha,
     target=lambda x_0, eps, alpha, sigma: -eps,
