@@ -34,7 +34,7 @@ PROCESSES = {
 RANGED = ('vp_linear', 'sub_vp', 've', 'edm')
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
 TOLD = ('time', 'log_ratio')
-SAMPLERS = ('ddim', 'ancestral')
+SAMPLERS = ('ddim', 'ancestral', 'heun', 'dpmpp_2m')
 
 
 def defaults() -> dict:
@@ -56,15 +56,18 @@ def defaults() -> dict:
         'optimizer': optimizer_defaults(learning_rate=1e-3, warmup=1000, clip=1.0),
         'ema_decay': 0.999,
         'sampler': {
-            'name': 'ddim',  # ddim (eta 0: Euler's method; 1: Euler ancestral), ancestral
+            'name': 'heun',  # ddim (eta 0: Euler; 1: Euler ancestral), ancestral, heun, dpmpp_2m
+            'churn_range': (0.0, 1e6),  # sigma / alpha at which heun adds noise
+            'churn_noise': 1.0,  # its standard deviation, in multiples of what the schedule says
             'spacing': 'karras',  # of times visited: linear, quadratic, trailing, karras, log_snr
             'clip': False,  # keep the estimate of the image in [-1, 1]
         },
         'sample': {
             'knobs': {
                 'eta': 0.0,  # noise of ddim: 0 (none) to 1
+                'churn': 0.0,  # noise of heun: S_churn, 0 (none) or more
                 'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
-                'steps': 32,  # times visited
+                'steps': 18,  # times visited; heun calls the network twice at each but the last
             }
         },
     }
@@ -161,8 +164,15 @@ def create(config) -> Method:
         args = partial(denoise, state, condition=condition), path, keys, shape
         if sampler.name == 'ancestral':
             x_0 = samplers.ancestral(*args, 'fixed_small')
-        else:
+        elif sampler.name == 'ddim':
             x_0 = samplers.ddim(*args, knob(config, condition, 'eta', len(keys)))
+        elif sampler.name == 'heun':
+            churn = knob(config, condition, 'churn', len(keys))
+            x_0 = samplers.heun(
+                *args, samplers.Churn(churn, *sampler.churn_range, sampler.churn_noise)
+            )
+        else:
+            x_0 = samplers.dpmpp_2m(*args)
         return jnp.clip(x_0, -1.0, 1.0)
 
     def evaluate_step(keys, state, batch):
@@ -171,7 +181,8 @@ def create(config) -> Method:
         eps, label = samplers.normal(keys, 1, shape), labels(batch, num_classes)
         return {'loss': squares(state.net.variables(ema=True), batch['image'], t, eps, label)}
 
-    calls = config.sample.knobs.steps
+    steps = config.sample.knobs.steps
+    calls = 2 * steps - 1 if sampler.name == 'heun' else steps
     return Method(
         init, train_step, sample_step, evaluate_step, denoise=denoise, network_calls=calls
     )
@@ -200,6 +211,7 @@ def check(config) -> None:
     gaussian.check_guidance(config)
     require(1 <= knobs.steps <= 10_000, 'sample.knobs.steps', knobs.steps, '1 to 10000')
     gaussian.check_eta(config)
+    _check_churn(sampler, knobs.churn)
 
 
 def _check_range(diffusion) -> None:
@@ -209,6 +221,16 @@ def _check_range(diffusion) -> None:
     require(name in RANGED, 'diffusion.range', ends, f'(), as process={name!r} has none')
     ok = len(ends) == 2 and 0 < ends[0] < ends[1]
     require(ok, 'diffusion.range', ends, 'two numbers, 0 < least < most')
+
+
+def _check_churn(sampler, churn: float) -> None:
+    ends, name = tuple(sampler.churn_range), sampler.name
+    ok = len(ends) == 2 and 0 <= ends[0] < ends[1]
+    require(ok, 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
+    require(sampler.churn_noise > 0, 'sampler.churn_noise', sampler.churn_noise, 'more than 0')
+    require(churn >= 0, 'sample.knobs.churn', churn, '0 or more')
+    other = f"0, because config.sampler.name={name!r}: only 'heun' knows churn"
+    require(churn == 0 or name == 'heun', 'sample.knobs.churn', churn, other)
 
 
 def _check_fit(diffusion, sampler) -> None:
@@ -223,5 +245,6 @@ def _check_fit(diffusion, sampler) -> None:
     require(prediction in known, 'diffusion.prediction', prediction, f'one of {known} {here}')
     require(told == 'time', 'diffusion.told', told, f"'time' {here}")
     require(spacing in spacings, 'sampler.spacing', spacing, f'one of {spacings} {here}')
+    require(sampler.name != 'dpmpp_2m', 'sampler.name', 'dpmpp_2m', f'another {here}')
     times = diffusion.times
     require(times != 'lognormal', 'diffusion.times', times, f"'uniform' or 'logit_normal' {here}")

@@ -1,16 +1,19 @@
-"""Samplers of discrete diffusion. They know nothing of networks, parametrisations or conditions.
+"""Samplers. They know nothing of networks, parametrisations or conditions.
 
-A sampler sees `denoise(x_t [n, h, w, c], t int32 [n]) -> x_0 [n, h, w, c]`, where guidance and
-clipping live, and the `Trajectory` of times that each sample visits. Sample j at its i-th time (i
-counts down to 0) draws from fold_in(keys[j], i), and x_T from fold_in(keys[j], 0), which is free
-because the last step draws none. So x_T is the same for every sampler and number of steps.
+A sampler sees `denoise(x_t [n, h, w, c], t [n]) -> x_0 [n, h, w, c]`, where guidance and clipping
+live, and the times that each sample visits: a `schedules.Trajectory` through discrete time or a
+`processes.Path` through continuous time. Sample j at its i-th time (i counts down to 0) draws from
+fold_in(keys[j], i), and x_T from fold_in(keys[j], 0), which is free because the last step draws
+none. So x_T is the same for every sampler and number of steps.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gen_jax.diffusion.processes import Path
 from gen_jax.diffusion.schedules import Step, Trajectory
 
 VARIANCES = ('fixed_large', 'fixed_small')
@@ -22,7 +25,7 @@ def normal(keys: jax.Array, i, shape: tuple[int, ...]) -> jax.Array:
 
 
 def ancestral(
-    denoise: Callable, trajectory: Trajectory, keys: jax.Array, shape: tuple, variance: str
+    denoise: Callable, trajectory: Path | Trajectory, keys: jax.Array, shape: tuple, variance: str
 ) -> jax.Array:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), the mean written by x_0 as in eq. 7.
 
@@ -37,16 +40,17 @@ def ancestral(
       x_0, float32 [n, h, w, c].
     """
 
-    def step(now: Step, x_t, z):
+    def step(i, x_t):
+        now: Step = trajectory.at(i)
         c_0, c_t = now.posterior_mean()
         sigma = jnp.sqrt(now.beta if variance == 'fixed_large' else now.beta_tilde)
-        return c_0 * denoise(x_t, now.t) + c_t * x_t + sigma * z
+        return c_0 * denoise(x_t, now.t) + c_t * x_t + sigma * _noise(keys, i, shape)
 
     return _follow(trajectory, step, keys, shape)
 
 
 def ddim(
-    denoise: Callable, trajectory: Trajectory, keys: jax.Array, shape: tuple, eta: jax.Array
+    denoise: Callable, trajectory: Path | Trajectory, keys: jax.Array, shape: tuple, eta: jax.Array
 ) -> jax.Array:
     """DDIM (Song et al. 2021, eq. 12 with the sigma of eq. 16).
 
@@ -63,19 +67,135 @@ def ddim(
     """
     eta = eta[:, None, None, None]  # [n, 1, 1, 1]
 
-    def step(now: Step, x_t, z):
+    def step(i, x_t):
+        now: Step = trajectory.at(i)
         x_0 = denoise(x_t, now.t)
         eps = (x_t - now.scale * x_0) / now.noise_std
         sigma = eta * jnp.sqrt(now.beta_tilde)
         # Rounding may take the difference, 0 in the last step, below 0.
         direction = jnp.sqrt(jnp.maximum(now.noise_std_prev**2 - sigma**2, 0.0)) * eps
-        return now.scale_prev * x_0 + direction + sigma * z
+        return now.scale_prev * x_0 + direction + sigma * _noise(keys, i, shape)
 
     return _follow(trajectory, step, keys, shape)
 
 
-def _follow(trajectory: Trajectory, step: Callable, keys: jax.Array, shape: tuple) -> jax.Array:
-    """x_0 by `step(Step, x_t, z) -> x_prev` from x_T on, z being normal, and 0 in the last step.
+def heun(
+    denoise: Callable, path: Path, keys: jax.Array, shape: tuple, churn: 'Churn | None' = None
+) -> jax.Array:
+    """Heun's method, with churn the stochastic sampler of Karras et al. 2022 (Algorithms 1 and 2).
+
+    The ODE is dx = x_0 dalpha + eps dsigma, by the trapezoidal rule over each step: for alpha = 1
+    the paper's, for a flow Heun's method in t. It calls the network twice a step, and once in the
+    last.
+
+    Args:
+      denoise: see above.
+      path: through the times to visit.
+      keys: [n]; churn at the i-th time draws from fold_in(keys[j], i + 1).
+      shape: (h, w, c).
+      churn: None: none, which is Algorithm 1.
+    """
+
+    def step(i, x_t):
+        now: Step = path.at(i)
+        x_t, t, alpha, sigma = (x_t, now.t, now.scale, now.noise_std)
+        if churn is not None:
+            z = normal(keys, i + 1, shape)
+            x_t, t, alpha, sigma = churn.raised(path, now, x_t, z)
+        x_0 = denoise(x_t, t)
+        eps = (x_t - alpha * x_0) / sigma
+        x_prev = now.scale_prev * x_0 + now.noise_std_prev * eps
+
+        def corrected():
+            x_0_prev = denoise(x_prev, path.time(i))
+            eps_prev = (x_prev - now.scale_prev * x_0_prev) / now.noise_std_prev
+            by_alpha = (now.scale_prev - alpha) * (x_0 + x_0_prev)
+            return x_t + (by_alpha + (now.noise_std_prev - sigma) * (eps + eps_prev)) / 2
+
+        return jax.lax.cond(i > 0, corrected, lambda: x_prev)
+
+    return _follow(path, step, keys, shape)
+
+
+class Churn(NamedTuple):
+    """Noise added before each step (Karras et al. 2022, Algorithm 2), in their units, alpha = 1.
+
+    Attributes:
+      churn: S_churn: gamma is that over the number of steps, at most sqrt(2) - 1.
+      low, high: S_min, S_max: gamma is 0 outside of low <= sigma / alpha <= high.
+      noise: S_noise: the standard deviation of what is added, in multiples of what gamma says.
+    """
+
+    churn: jax.Array
+    low: float = 0.0
+    high: float = float('inf')
+    noise: float = 1.0
+
+    def raised(self, path: Path, now: Step, x_t: jax.Array, z: jax.Array) -> tuple:
+        """(x, t, alpha, sigma) at the higher noise sigma (1 + gamma)."""
+        ratio = now.noise_std / now.scale
+        gamma = jnp.minimum(self.churn / path.count, 2**0.5 - 1)[:, None, None, None]
+        # Where the ratio is infinite no noise can be added.
+        inside = (self.low <= ratio) & (ratio <= self.high) & jnp.isfinite(ratio) & (gamma > 0)
+        higher = jnp.where(inside, ratio * (1 + gamma), ratio)
+        t = jnp.where(inside, path.process.time(higher), now.t[:, None, None, None])
+        alpha = jnp.where(inside, path.process.alpha(t), now.scale)
+        sigma = jnp.where(inside, alpha * higher, now.noise_std)
+        more = self.noise * jnp.sqrt(jnp.where(inside, higher**2 - ratio**2, 0.0)) * z
+        x = jnp.where(inside, alpha * (x_t / now.scale + more), x_t)
+        return x, t[:, 0, 0, 0], alpha, sigma
+
+
+def dpmpp_2m(
+    denoise: Callable, path: Path | Trajectory, keys: jax.Array, shape: tuple
+) -> jax.Array:
+    """DPM-Solver++(2M), deterministic, of second order (Lu et al. 2022b, Algorithm 2).
+
+    The first and the last step are of first order: the first has no step before it, the last leads
+    to lambda = infinity.
+
+    Args:
+      denoise: see above.
+      path: through the times to visit; even steps of lambda = log(alpha / sigma) suit it.
+      keys: [n], of x_T.
+      shape: (h, w, c).
+    """
+    count = path.count[:, None, None, None]
+
+    def step(i, carry):
+        x_t, x_0_before = carry
+        now, before = path.at(i), path.at(i + 1)
+        x_0 = denoise(x_t, now.t)
+        lam, lam_prev, lam_before = (
+            jnp.log(alpha / sigma)
+            for alpha, sigma in (
+                (now.scale, now.noise_std),
+                (now.scale_prev, now.noise_std_prev),
+                (before.scale, before.noise_std),
+            )
+        )
+        h, h_before = lam_prev - lam, lam - lam_before
+        first_order = (i == count - 1) | (i == 0)
+        ratio = jnp.where(first_order, 0.0, h / (2 * h_before))
+        d = x_0 + ratio * (x_0 - x_0_before)
+        return now.noise_std_prev / now.noise_std * x_t - now.scale_prev * jnp.expm1(-h) * d, x_0
+
+    return _follow(path, step, keys, shape, lambda x_T: (x_T, jnp.zeros_like(x_T)))[0]
+
+
+def _noise(keys: jax.Array, i: jax.Array, shape: tuple) -> jax.Array:
+    """Normal, and 0 in the last step, which ends at the image."""
+    return jnp.where(i > 0, normal(keys, i, shape), 0.0)
+
+
+def _follow(
+    trajectory: Path | Trajectory,
+    step: Callable,
+    keys: jax.Array,
+    shape: tuple,
+    begin: Callable = lambda x_T: x_T,
+):
+    """x_0 by `step(i, x_t) -> x_prev` from x_T on; with `begin`, x_t and what a step remembers.
 
     The samples count down together and finish together: those that visit fewer times than others
     keep their x_T until their first.
@@ -83,9 +203,9 @@ def _follow(trajectory: Trajectory, step: Callable, keys: jax.Array, shape: tupl
     count = trajectory.count[:, None, None, None]
     most = jnp.max(count)
 
-    def body(k, x_t):
+    def body(k, carry):
         i = most - 1 - k
-        z = jnp.where(i > 0, normal(keys, i, shape), 0.0)
-        return jnp.where(i < count, step(trajectory.at(i), x_t, z), x_t)
+        return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), step(i, carry), carry)
 
-    return jax.lax.fori_loop(0, most, body, trajectory.prior_std * normal(keys, 0, shape))
+    x_T = trajectory.prior_std * normal(keys, 0, shape)
+    return jax.lax.fori_loop(0, most, body, begin(x_T))

@@ -61,6 +61,7 @@ def config(**changes):
         'model.dropout': 0.0,
         'optimizer.warmup': 0,
         'sample.knobs.steps': 4,
+        'sampler.name': 'ddim',
     }
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
     config.update_from_flattened_dict(small | changes)
@@ -183,6 +184,7 @@ def test_steps_guidance_and_eta_need_no_new_program():
     assert all(jnp.abs(made[0] - other).max() > 1e-4 for other in made[1:])
 
 
+HEUN = {'sampler.name': 'heun'}
 CHANGES = [
     {'diffusion.process': 'vp_linear'},
     {'diffusion.range': (0.01, 10.0)},
@@ -194,7 +196,8 @@ CHANGES = [
     {'diffusion.times_std': 0.5},
     {'diffusion.sigma_data': 0.3},
     {'sampler.spacing': 'linear'},
-    {'sampler.name': 'ancestral'},
+    *({'sampler.name': name} for name in ('ancestral', 'heun', 'dpmpp_2m')),
+    HEUN | {'sample.knobs.churn': 40.0},
     {'sampler.clip': True},
 ]
 
@@ -212,7 +215,17 @@ def plain():
     return numbers()
 
 
-@pytest.mark.parametrize('change', CHANGES, ids=lambda change: next(iter(change)))
+def test_churns_fields_change_what_churn_does():
+    churn = HEUN | {'sample.knobs.churn': 40.0}
+    plain, ranged, louder = (
+        numbers(**churn | change)
+        for change in ({}, {'sampler.churn_range': (1.0, 60.0)}, {'sampler.churn_noise': 1.2})
+    )
+    assert np.abs(plain - ranged).max() > 1e-4
+    assert np.abs(plain - louder).max() > 1e-4
+
+
+@pytest.mark.parametrize('change', CHANGES, ids=lambda change: str(list(change.items())[-1]))
 def test_every_field_changes_something(change, plain):
     assert np.abs(numbers(**change) - plain).max() > 1e-4
 
@@ -239,7 +252,12 @@ def test_the_program_runs_it_with_a_donated_state():
         ({'diffusion.times': 'logit_normal'}, "is for process='flow'"),
         ({'diffusion.times_std': 0.0}, 'more than 0'),
         ({'diffusion.sigma_data': 0.0}, 'more than 0'),
-        ({'sampler.name': 'heun'}, 'sampler.name'),
+        ({'sampler.name': 'huen'}, "did you mean 'heun'"),
+        (FLOW | {'sampler.name': 'dpmpp_2m'}, 'sigma / alpha is infinite'),
+        ({'sample.knobs.churn': 1.0}, "only 'heun' knows churn"),
+        (HEUN | {'sample.knobs.churn': -1.0}, '0 or more'),
+        (HEUN | {'sampler.churn_range': (2.0, 1.0)}, '0 <= low < high'),
+        (HEUN | {'sampler.churn_noise': 0.0}, 'more than 0'),
         ({'sample.knobs.steps': 0}, '1 to 10000'),
         ({'sample.knobs.eta': 2.0}, '0 to 1'),
         ({'sampler.name': 'ancestral', 'sample.knobs.eta': 0.5}, "only 'ddim' knows eta"),

@@ -1,0 +1,147 @@
+"""Solvers of the probability flow in continuous time, on a mixture of two Gaussians.
+
+Its denoiser is exact, and SciPy integrates the same equation to ten digits, in float64.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from gen_jax.diffusion import processes, samplers
+from gen_jax.diffusion.processes import Path
+
+MEANS, STD = (-0.5, 0.7), 0.25
+PROCESSES = {
+    # The least noise is far below the mixture's own: the last step, of first order, does not count.
+    'edm': (processes.edm(1e-4, 80.0), 'karras'),
+    'vp_linear': (processes.vp_linear(t_min=1e-7), 'log_snr'),
+    'flow': (processes.flow(), 'trailing'),
+}
+SHAPE = (1, 1, 1)
+
+
+def estimate(x, alpha, sigma):
+    """E[x_0 | x_t] and the score, of arrays that broadcast; numpy's or JAX's."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    variance = alpha**2 * STD**2 + sigma**2
+    a, b = (-((x - alpha * m) ** 2) / (2 * variance) for m in MEANS)
+    share = 1 / (1 + xp.exp(b - a))
+    mean = share * MEANS[0] + (1 - share) * MEANS[1]
+    score = -(x - alpha * mean) / variance
+    return mean + alpha * STD**2 / variance * (x - alpha * mean), score
+
+
+def denoiser(process):
+    def denoise(x_t, t):
+        alpha, sigma = process.alpha(t)[:, None, None, None], process.sigma(t)[:, None, None, None]
+        return estimate(x_t, alpha, sigma)[0]
+
+    return denoise
+
+
+def keys():
+    return jax.random.split(jax.random.key(0), 6)
+
+
+@functools.cache
+def exact(name):
+    """Where SciPy arrives from the samplers' x_T, [6]."""
+    process, _ = PROCESSES[name]
+    with jax.enable_x64(True):
+        x_T = np.asarray(process.prior_std * samplers.normal(keys(), 0, SHAPE)).ravel()
+        rates = jax.jit(jax.jacfwd(lambda t: jnp.stack([process.alpha(t), process.sigma(t)])))
+        levels = jax.jit(lambda t: jnp.stack([process.alpha(t), process.sigma(t)]))
+
+        def slope(t, x):
+            (alpha, sigma), (by_alpha, by_sigma) = (np.asarray(f(t)) for f in (levels, rates))
+            x_0, score = estimate(x, alpha, sigma)
+            return by_alpha * x_0 - by_sigma * sigma * score
+
+        span = process.t_max, 1e-12
+        return solve_ivp(slope, span, x_T, rtol=1e-10, atol=1e-12, method='DOP853').y[:, -1]
+
+
+def error(name, sampler, steps):
+    process, spacing = PROCESSES[name]
+    with jax.enable_x64(True):
+        path = Path(process, jnp.full(6, steps), spacing)
+        found = jax.jit(lambda: sampler(denoiser(process), path, keys(), SHAPE))()
+        assert found.dtype == jnp.float64
+        return np.abs(np.asarray(found).ravel() - exact(name)).max()
+
+
+def euler(*args):
+    return samplers.ddim(*args, jnp.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ('sampler', 'order', 'name'),
+    [(euler, 1, name) for name in PROCESSES]
+    + [(samplers.heun, 2, name) for name in PROCESSES]
+    # Not a flow's: its steps are of lambda, which is infinite where a flow begins.
+    + [(samplers.dpmpp_2m, 2, name) for name in ('edm', 'vp_linear')],
+)
+def test_the_order_is_the_papers(sampler, order, name):
+    few = 48
+    coarse, fine = error(name, sampler, few), error(name, sampler, 2 * few)
+    assert np.log2(coarse / fine) == pytest.approx(order, abs=0.35)
+    assert fine < (0.05 if order == 1 else 0.005)
+
+
+def heun_by_hand(sigmas, x, noise, churn, low, high, s_noise):
+    """Algorithm 2 of Karras et al. 2022, in numpy float64; sigmas fall, and end in 0."""
+    n = len(sigmas) - 1
+    for i in range(n):
+        gamma = min(churn / n, np.sqrt(2) - 1) if low <= sigmas[i] <= high else 0
+        raised = sigmas[i] * (1 + gamma)
+        x = x + np.sqrt(raised**2 - sigmas[i] ** 2) * s_noise * noise[i]
+        d = (x - estimate(x, 1.0, raised)[0]) / raised
+        following = x + (sigmas[i + 1] - raised) * d
+        if sigmas[i + 1]:
+            then = (following - estimate(following, 1.0, sigmas[i + 1])[0]) / sigmas[i + 1]
+            following = x + (sigmas[i + 1] - raised) * (d + then) / 2
+        x = following
+    return x
+
+
+@pytest.mark.parametrize('settings', [(0, 0, np.inf, 1.0), (40, 0.05, 50, 1.003), (5, 1.0, 10, 1)])
+def test_churn_is_algorithm_2(settings):
+    steps, process = 12, processes.edm()
+    with jax.enable_x64(True):
+        path = Path(process, jnp.full(6, steps), 'karras')
+        churn = samplers.Churn(*(jnp.float64(s) for s in settings))
+        found = samplers.heun(denoiser(process), path, keys(), SHAPE, churn)
+        i = np.arange(steps)
+        ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
+        sigmas = np.append((ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** 7, 0.0)
+        noise = [samplers.normal(keys(), steps - k, SHAPE) for k in range(steps)]
+        x = 80 * np.asarray(samplers.normal(keys(), 0, SHAPE))
+        want = heun_by_hand(sigmas, x, [np.asarray(z) for z in noise], *settings)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_churn_in_another_process_is_that_of_edm():
+    """A flow's x_t over alpha is EDM's, and the same noise enters at the same ratio."""
+    flow, vary = processes.flow(t_min=0.002 / 1.002), processes.edm(0.002, 999.0)
+    with jax.enable_x64(True):
+        flow = flow._replace(t_max=0.999, prior_std=0.999)
+        churn, found = samplers.Churn(jnp.float64(20), 0.05, 50.0, 1.003), []
+        for process in (flow, vary):
+            path = Path(process, jnp.full(6, 400), 'karras')
+            found.append(samplers.heun(denoiser(process), path, keys(), SHAPE, churn))
+    # Heun's rule is along another line in each: they agree to its error only.
+    np.testing.assert_allclose(*found, atol=0.015)
+
+
+def test_samples_of_other_steps_go_together():
+    process, steps = processes.edm(), jnp.int32([3, 9, 1, 9, 5, 2])
+    for sampler in (samplers.heun, samplers.dpmpp_2m):
+        run = functools.partial(sampler, denoiser(process))
+        together = run(Path(process, steps, 'karras'), keys(), SHAPE)
+        for j, n in enumerate(steps):
+            alone = run(Path(process, n[None], 'karras'), keys()[j : j + 1], SHAPE)
+            np.testing.assert_allclose(together[j], alone[0], atol=1e-5)
