@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.config import nearest, require
+from gen_jax.diffusion.adm import sinusoids
 from gen_jax.errors import UserError
 
 REMATS = ('none', 'blocks')
@@ -30,7 +31,7 @@ SIZES = {
     'L': {'width': 1024, 'depth': 24, 'heads': 16},
     'XL': {'width': 1152, 'depth': 28, 'heads': 16},
 }
-FREQUENCIES = 128  # cosines, and as many sines, that tell the time
+TIME_WIDTH = 256  # cosines, then sines, that tell the time
 MLP_RATIO = 4
 
 Dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
@@ -86,17 +87,6 @@ def positions(rows: int, columns: int, width: int) -> jax.Array:
     return jnp.concatenate(grid, -1).reshape(-1, width)  # [rows * columns, width]
 
 
-def sinusoids(t: jax.Array) -> jax.Array:
-    """Cosines, then sines, of t [b] at frequencies from 1 down to almost 1/10000: float32 [b, 256].
-
-    As in the authors' code, which has them from GLIDE's. DDPM's U-Net puts sines first and reaches
-    1/10000.
-    """
-    frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(FREQUENCIES) / FREQUENCIES)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)  # [b, 256]
-
-
 class TimestepEmbedder(nn.Module):
     """What every block is told of the time."""
 
@@ -107,7 +97,7 @@ class TimestepEmbedder(nn.Module):
     def __call__(self, t):
         """Times [b] -> [b, width]."""
         dense = partial(nn.Dense, self.width, kernel_init=NORMAL, dtype=self.dtype)
-        return dense(name='mlp_2')(nn.silu(dense(name='mlp_0')(sinusoids(t))))
+        return dense(name='mlp_2')(nn.silu(dense(name='mlp_0')(sinusoids(t, TIME_WIDTH))))
 
 
 def ada_ln(c: jax.Array, parts: int, dtype) -> list[jax.Array]:

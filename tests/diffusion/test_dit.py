@@ -13,7 +13,6 @@ from gen_jax.diffusion.dit import (
     modulated,
     patches,
     positions,
-    sinusoids,
 )
 from gen_jax.errors import UserError
 from gen_jax.runtime.compilation import compiler_options
@@ -65,14 +64,6 @@ def test_initial_values():
 def test_begins_as_zero():
     net, x = small(), image()
     assert not jax.jit(net.init_with_output)(jax.random.key(0), x, jnp.zeros(2))[0].any()
-
-
-def test_sinusoids():
-    t = np.array([0, 1, 2.5, 999])
-    angles = t[:, None] / 10000 ** (np.arange(128) / 128)
-    want = np.hstack([np.cos(angles), np.sin(angles)])
-    np.testing.assert_allclose(sinusoids(jnp.asarray(t)), want, atol=3e-4)
-    np.testing.assert_allclose(sinusoids(jnp.asarray(t))[:3], want[:3], atol=1e-6)
 
 
 def test_positions():
