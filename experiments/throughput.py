@@ -28,7 +28,7 @@ from absl import app, flags
 from peers import import_torchvision, interleaved, ratios
 
 from gen_jax.config import create
-from gen_jax.diffusion.gaussian import build_unet
+from gen_jax.diffusion import networks
 from gen_jax.interop import diffusers_ddpm
 from gen_jax.runtime import workdir
 from gen_jax.runtime.compilation import compiler_options, keep_compiled, return_memory
@@ -75,7 +75,7 @@ class Ours:
         config = self.program.config
         self.images = batch(config.data.image_size)
         self.state = self.program.init()
-        self.unet = build_unet(config)
+        self.unet = networks.build(config)
         self.times = np.full(FLAGS.batch_size, 500)
         label = np.zeros(FLAGS.batch_size, np.int32)
         self.batch = self.program.to_global({'image': self.images, 'label': label})

@@ -59,11 +59,16 @@ def create(config: ml_collections.ConfigDict) -> Method:
     return method_module(config.method).create(config)
 
 
-def default(method: str) -> ml_collections.ConfigDict:
+def default(method: str, **choices: str) -> ml_collections.ConfigDict:
     """Every field with its default: the house's own, then the method's `defaults()` on top.
 
     The result is locked and typed: setting a field that does not exist, or one of another type,
     is an error where it happens.
+
+    Args:
+      method: such as 'diffusion.gaussian'.
+      **choices: on which other fields depend, for methods that name them in `CHOICES`, such as
+        network='dit'. They are fields of the config themselves.
     """
     config = ml_collections.ConfigDict(
         {
@@ -127,7 +132,7 @@ def default(method: str) -> ml_collections.ConfigDict:
         }
     )
     with config.unlocked():
-        config.update(method_module(method).defaults())
+        config.update(method_module(method).defaults(**choices))
     return config
 
 
@@ -153,8 +158,9 @@ def require(ok: bool, field: str, value, expected: str) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without data or devices; raises UserError."""
-    known = default(config.method)
-    _same_fields(config, known, '')
+    choices = getattr(method_module(config.method), 'CHOICES', ())
+    known = default(config.method, **{name: config[name] for name in choices})
+    _same_fields(config, known, '', choices)
     require(0 <= config.seed < 2**31, 'seed', config.seed, 'a whole number from 0 to 2**31 - 1')
     for field in ('steps', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep'):
         require(config[field] >= 1, field, config[field], 'a whole number of at least 1')
@@ -226,9 +232,14 @@ def _check_optimizer(optimizer) -> None:
     check('decay_steps', lambda x: x == 0 or x > warmup, expected)
 
 
-def _same_fields(config, known, prefix: str) -> None:
+def _same_fields(config, known, prefix: str, choices: tuple = ()) -> None:
     for name in config:
         if name not in known:
-            raise UserError(f'unknown field config.{prefix}{name}{nearest(name, known)}')
+            # The choices say which fields `model` has.
+            chosen = [
+                f'; default(METHOD, {x}=...) chooses it' for x in choices * (prefix == 'model.')
+            ]
+            close = nearest(name, known)
+            raise UserError(f'unknown field config.{prefix}{name}{close}{"".join(chosen)}')
         if isinstance(known[name], ml_collections.ConfigDict):
-            _same_fields(config[name], known[name], f'{prefix}{name}.')
+            _same_fields(config[name], known[name], f'{prefix}{name}.', choices)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gen_jax import evaluate, inspect, sample, train
 from gen_jax.config import default
-from gen_jax.diffusion import gaussian
+from gen_jax.diffusion import networks
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
 from gen_jax.runtime.program import Program
@@ -227,7 +227,7 @@ def test_published_weights_are_sampled_without_training(tmp_path):
             'sample.grid': 2,
         }
     )
-    unet = gaussian.build_unet(config)
+    unet = networks.build(config)
     for seed in (0, 1):
         x = np.zeros((1, 8, 8, 1), np.float32)
         params = unet.init(jax.random.key(seed), x, np.zeros(1))['params']

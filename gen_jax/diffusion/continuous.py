@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import gaussian, losses, predictions, processes, samplers
+from gen_jax.diffusion import gaussian, losses, networks, predictions, processes, samplers
 from gen_jax.diffusion.gaussian import (
     State,
-    build_unet,
     hide,
     knob,
     labels,
@@ -22,6 +21,7 @@ from gen_jax.diffusion.gaussian import (
 from gen_jax.diffusion.guidance import classifier_free
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
+CHOICES = ('network',)
 # What each takes as `config.diffusion.range`.
 PROCESSES = {
     'vp_linear': processes.vp_linear,  # betas
@@ -37,10 +37,10 @@ TOLD = ('time', 'log_ratio')
 SAMPLERS = ('ddim', 'ancestral', 'heun', 'dpmpp_2m')
 
 
-def defaults() -> dict:
+def defaults(network: str = 'unet') -> dict:
     """The method's part of a config: EDM (Karras et al. 2022) with a small net for the digits."""
     return {
-        'model': gaussian.defaults()['model'],
+        **networks.defaults(network),
         'diffusion': {
             'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, edm, flow
             'range': (),  # least and most beta (vp_linear, sub_vp) or sigma (ve, edm); (): usual
@@ -93,7 +93,7 @@ def create(config) -> Method:
     weight = losses.weighting(
         diffusion.weighting, process, prediction, sigma_data=diffusion.sigma_data
     )
-    unet = build_unet(config)
+    network = networks.build(config)
     tx = optimizer(config.optimizer)
 
     def level(t):
@@ -107,12 +107,12 @@ def create(config) -> Method:
 
     def output(variables, x_t, t, label, **options):
         scaled = prediction.scale(*level(t)) * x_t
-        return unet.apply(variables, scaled, told(t), label, **options)
+        return network.apply(variables, scaled, told(t), label, **options)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
         label = jnp.zeros(1, jnp.int32) if num_classes else None
-        variables = unet.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
+        variables = network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
         return State(Net.create(variables, tx, ema=True))
 
     def draw_times(key, n):
@@ -138,7 +138,7 @@ def create(config) -> Method:
         def loss_fn(params, extra, drawn):
             x_0, t, eps, label, key = drawn
             options = {'train': True, 'rngs': {'dropout': key}}
-            loss = squares({'params': params}, x_0, t, eps, label, **options).mean()
+            loss = squares({'params': params, **extra}, x_0, t, eps, label, **options).mean()
             return loss, (extra, {})
 
         drawn = x_0, t, eps, label, key_dropout

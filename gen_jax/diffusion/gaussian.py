@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import bound, samplers
+from gen_jax.diffusion import bound, networks, samplers
 from gen_jax.diffusion.guidance import classifier_free
 from gen_jax.diffusion.samplers import VARIANCES
 from gen_jax.diffusion.schedules import (
@@ -23,10 +23,10 @@ from gen_jax.diffusion.schedules import (
     linear_betas,
     spaced_times,
 )
-from gen_jax.diffusion.unet import UNet, from_config
 from gen_jax.errors import UserError
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
+CHOICES = ('network',)
 NAMES = ('ddpm', 'ddim')
 
 
@@ -36,19 +36,10 @@ class State(struct.PyTreeNode):
     net: Net
 
 
-def defaults() -> dict:
+def defaults(network: str = 'unet') -> dict:
     """The method's part of a config: a small net for the house's default data, the 8x8 digits."""
     return {
-        'model': {
-            'channels': 32,  # width of the first level
-            'multipliers': (1, 2),  # width of each level, in multiples of the first
-            'blocks': 1,  # residual blocks per level
-            'attention': (4,),  # sizes of the feature maps that get attention
-            'dropout': 0.1,
-            'groups': 8,  # groups of each group norm
-            'remat': 'none',  # computed again in the backward pass: none, norms, blocks
-            'dtype': 'float32',  # what the network computes in: float32, bfloat16
-        },
+        **networks.defaults(network),
         'diffusion': {
             'timesteps': 1000,  # T
             'beta_min': 1e-4,  # variance of the first step's noise
@@ -94,13 +85,13 @@ def create(config) -> Method:
     process = DiscreteProcess.from_betas(linear_betas(T, diffusion.beta_min, diffusion.beta_max))
     # x_t = scale_t x_0 + noise_std_t eps (eq. 4)
     scale, noise_std = np.float32((np.sqrt(process.alpha_bar), np.sqrt(1 - process.alpha_bar)))
-    unet = build_unet(config)
+    network = networks.build(config)
     tx = optimizer(config.optimizer)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
         label = jnp.zeros(1, jnp.int32) if num_classes else None
-        variables = unet.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
+        variables = network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
         return State(Net.create(variables, tx, ema=True))
 
     def train_step(key, state, batch):
@@ -115,8 +106,8 @@ def create(config) -> Method:
 
         def loss_fn(params, extra, noised):
             x_t, t, label, eps, key = noised
-            apply = partial(unet.apply, train=True, rngs={'dropout': key})
-            eps_theta = apply({'params': params}, x_t, t, label)
+            apply = partial(network.apply, train=True, rngs={'dropout': key})
+            eps_theta = apply({'params': params, **extra}, x_t, t, label)
             return jnp.mean((eps - eps_theta) ** 2), (extra, {})  # eq. 14
 
         noised = x_t, t, label, eps, key_dropout
@@ -125,7 +116,7 @@ def create(config) -> Method:
 
     def predict(state, x_t, t, label, guidance=None):
         """(eps_hat, x_0_hat); guided if told how much."""
-        eps_theta = partial(unet.apply, state.net.variables(ema=True))
+        eps_theta = partial(network.apply, state.net.variables(ema=True))
         if guidance is None:
             eps = eps_theta(x_t, t, label)
         else:
@@ -156,12 +147,6 @@ def create(config) -> Method:
     return Method(
         init, train_step, sample_step, evaluate_step, denoise=denoise, network_calls=calls
     )
-
-
-def build_unet(config) -> UNet:
-    """The network of `create`; with label dropout, its last label is the null class."""
-    num_classes = config.data.num_classes
-    return from_config(config, num_classes + (config.diffusion.label_dropout > 0))
 
 
 def guide(

@@ -253,6 +253,20 @@ class UNet(nn.Module):
         return kept_less(out, self.remat)(self, x).astype(jnp.float32)  # [b, h, w, out_channels]
 
 
+def defaults() -> dict:
+    """The network's part of a config, `config.model`: a small one for the 8x8 digits."""
+    return {
+        'channels': 32,  # width of the first level
+        'multipliers': (1, 2),  # width of each level, in multiples of the first
+        'blocks': 1,  # residual blocks per level
+        'attention': (4,),  # sizes of the feature maps that get attention
+        'dropout': 0.1,
+        'groups': 8,  # groups of each group norm
+        'remat': 'none',  # computed again in the backward pass: none, norms, blocks
+        'dtype': 'float32',  # what the network computes in: float32, bfloat16
+    }
+
+
 def from_config(config, num_classes: int) -> UNet:
     """The U-Net that `config.model` describes, for images as `config.data` says.
 

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from gen_jax.diffusion import gaussian
+from gen_jax.diffusion import gaussian, networks
 from gen_jax.diffusion.unet import UNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
@@ -136,9 +136,11 @@ def gaussian_state(config, folder: str) -> gaussian.State:
         one that the config describes.
     """
     gaussian.check(config)
-    want = gaussian.build_unet(config)
-    unet, params = load_unet(folder)
     place = f'config.init_from={folder!r}'
+    if config.network != 'unet':
+        raise UserError(f"{place}: expected config.network='unet', which is {config.network!r}")
+    want = networks.build(config)
+    unet, params = load_unet(folder)
     for name in ('channels', 'multipliers', 'blocks', 'attention', 'groups', 'num_classes'):
         theirs, ours = getattr(unet, name), getattr(want, name)
         same = set(theirs) == set(ours) if name == 'attention' else theirs == ours

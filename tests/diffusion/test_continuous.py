@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax.config import default, validate
-from gen_jax.diffusion import continuous
+from gen_jax.config import default, method_module, validate
+from gen_jax.diffusion import continuous, networks
 from gen_jax.errors import UserError
 from gen_jax.runtime.program import Program
 
@@ -116,7 +116,7 @@ def test_edm_denoises_and_is_trained_as_the_paper_says():
     s = sigma[:, None, None, None]
     eps = jnp.asarray(np.random.default_rng(1).standard_normal(x_0.shape), jnp.float32)
     x = x_0 + s * eps
-    net = continuous.build_unet(chosen)
+    net = networks.build(chosen)
     c_in, c_skip = 1 / np.sqrt(s**2 + 0.25), 0.25 / (s**2 + 0.25)
     c_out = s * 0.5 / np.sqrt(s**2 + 0.25)
     f = net.apply({'params': state.net.ema}, c_in * x, np.log(sigma) / 4)
@@ -148,7 +148,7 @@ def test_a_flow_is_trained_on_the_straight_path():
     state = randomised(method)
     t = jnp.float32([0.1, 0.5, 0.9, 1.0])
     x_t = jnp.asarray(np.random.default_rng(1).standard_normal((B, 4, 4, 1)), jnp.float32)
-    v = continuous.build_unet(chosen).apply({'params': state.net.ema}, x_t, 999 * t)
+    v = networks.build(chosen).apply({'params': state.net.ema}, x_t, 999 * t)
     want = x_t - t[:, None, None, None] * v
     np.testing.assert_allclose(method.denoise(state, x_t, t, {}), want, atol=1e-5)
 
@@ -228,6 +228,33 @@ def test_churns_fields_change_what_churn_does():
 @pytest.mark.parametrize('change', CHANGES, ids=lambda change: str(list(change.items())[-1]))
 def test_every_field_changes_something(change, plain):
     assert np.abs(numbers(**change) - plain).max() > 1e-4
+
+
+@pytest.mark.parametrize('name', networks.NETWORKS)
+@pytest.mark.parametrize('method', ['continuous', 'gaussian'])
+def test_every_network_is_told_the_label_and_the_null_class(method, name):
+    chosen = default(f'diffusion.{method}', network=name)
+    chosen.data.num_classes, chosen.diffusion.label_dropout = 3, 0.1
+    validate(chosen)
+    made = method_module(chosen.method).create(chosen)
+    image = jnp.zeros((2, 8, 8, 1))
+    shapes = jax.eval_shape(made.init, jax.random.key(0), {'image': image, 'label': jnp.zeros(2)})
+    rows = [x.shape[0] for x in jax.tree.leaves(shapes.net.params) if x.ndim == 2]
+    assert (3 if name == 'song' else 4) in rows  # of the label embedding
+    given = {'label': jnp.zeros(2, jnp.int32)}
+    t = jnp.ones(2, jnp.int32 if method == 'gaussian' else jnp.float32)
+    found = jax.eval_shape(made.denoise, shapes, image, t, given)
+    assert found.shape == image.shape
+
+
+def test_a_field_of_another_network_is_told_with_the_way_to_choose():
+    chosen = config()
+    chosen.network = 'dit'
+    with pytest.raises(UserError, match=r'network=...\) chooses it') as error:
+        validate(chosen)
+    assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match="did you mean 'unet'"):
+        default('diffusion.continuous', network='une')
 
 
 def test_the_program_runs_it_with_a_donated_state():
