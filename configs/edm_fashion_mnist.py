@@ -2,8 +2,8 @@
 
     python main.py --config=configs/edm_fashion_mnist.py --workdir=runs/edm_fashion_mnist
 
-Process, preconditioning, loss and sampler (Heun, 18 steps, 35 calls) are the paper's; the network is
-the small one of configs/ddpm_fashion_mnist.py, and so is all else, for the two to be compared.
+Process, preconditioning, loss and sampler (Heun, 18 steps, 35 calls) are the paper's; the network
+is the small one of configs/ddpm_fashion_mnist.py, and so is all else, for the two to be compared.
 Number: the paper has none for this data set, and ours is not measured yet.
 
 Variants:
