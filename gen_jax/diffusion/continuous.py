@@ -147,6 +147,7 @@ def create(config) -> Method:
 
     def denoise(state, x_t, t, condition):
         label, variables = labels(condition, num_classes), state.net.variables(ema=True)
+        t = jnp.asarray(t, jnp.float32)
 
         def estimate(x_t, t, label):
             return prediction.x_0(output(variables, x_t, t, label), x_t, *level(t))
