@@ -25,11 +25,11 @@ CHOICES = ('network',)
 # What each takes as `config.diffusion.range`.
 PROCESSES = {
     'vp_linear': processes.vp_linear,  # betas
-    'vp_cosine': lambda: processes.vp_cosine(),
+    'vp_cosine': processes.vp_cosine,
     'sub_vp': processes.sub_vp,  # betas
     've': processes.ve,  # sigmas
     'edm': processes.edm,  # sigmas
-    'flow': lambda: processes.flow(),
+    'flow': processes.flow,
 }
 RANGED = ('vp_linear', 'sub_vp', 've', 'edm')
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')

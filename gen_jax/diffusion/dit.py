@@ -18,10 +18,10 @@ import numpy as np
 
 from gen_jax.config import nearest, require
 from gen_jax.diffusion.adm import sinusoids
+from gen_jax.diffusion.unet import DTYPES
 from gen_jax.errors import UserError
 
 REMATS = ('none', 'blocks')
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 # Table 1 of the paper; XS is ours, for images as small as the 8x8 digits.
 SIZES = {

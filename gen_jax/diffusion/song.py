@@ -282,8 +282,6 @@ def defaults() -> dict:
         'encoder': 'standard',  # standard; NCSN++: residual, or skip for large images
         'decoder': 'standard',  # standard; skip in NCSN++ for large images
         'fir': False,  # resize through a filter, as NCSN++ does
-        'scale_by_sigma': False,  # embed log t and divide the result by t, which is a sigma
-        'augment_dim': 0,  # numbers that tell of an image's augmentation; 0: none
         'remat': 'none',  # computed again in the backward pass: none, blocks
         'dtype': 'float32',  # what the network computes in: float32, bfloat16
     }
@@ -320,13 +318,10 @@ def _check(model, image_size: int) -> None:
     check('multipliers', whole, 'one number of at least 1 per level')
     check('blocks', model.blocks >= 1, 'at least 1')
     check('dropout', 0 <= model.dropout < 1, 'a probability below 1')
-    check('augment_dim', model.augment_dim >= 0, '0 (none) or more')
     # Group norms see a level's width, or two levels' side by side, and have a rule for groups.
     channels, widest = model.channels, 2 * model.channels * max(model.multipliers)
     fits = channels > 0 and channels % (4 if widest <= 128 else 32) == 0
     check('channels', fits, 'a multiple of 32, or of 4 where no level is wider than 64')
-    embedded = model.embedding == 'fourier' or not model.scale_by_sigma
-    check('scale_by_sigma', embedded, "False where model.embedding='positional'")
     step = 2 ** (levels - 1)
     expected = f'a multiple of {step}, as the {levels} levels of config.model.multipliers need'
     require(image_size % step == 0, 'data.image_size', image_size, expected)

@@ -108,6 +108,33 @@ def heun_by_hand(sigmas, x, noise, churn, low, high, s_noise):
     return x
 
 
+def karras(steps):
+    """EDM's noise levels (Karras et al. 2022, eq. 5) in float64, falling, and 0."""
+    ends, i = (80 ** (1 / 7), 0.002 ** (1 / 7)), np.arange(steps)
+    return np.append((ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** 7, 0.0)
+
+
+def test_dpmpp_2m_is_algorithm_2_for_uneven_steps():
+    """Lu et al. 2022b, Algorithm 2, with alpha = 1, in numpy; few steps differ in length."""
+    steps, process = 6, processes.edm()
+    with jax.enable_x64(True):
+        path = Path(process, jnp.full(6, steps), 'karras')
+        found = samplers.dpmpp_2m(denoiser(process), path, keys(), SHAPE)
+        x = 80 * np.asarray(samplers.normal(keys(), 0, SHAPE))
+    sigmas, before = karras(steps), None
+    for i in range(steps):
+        x_0 = estimate(x, 1.0, sigmas[i])[0]
+        if i in (0, steps - 1):
+            d = x_0
+        else:
+            h, h_before = np.log(sigmas[i] / sigmas[i + 1]), np.log(sigmas[i - 1] / sigmas[i])
+            r = h_before / h
+            d = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before
+        ratio = sigmas[i + 1] / sigmas[i]
+        x, before = ratio * x - (ratio - 1) * d, x_0
+    np.testing.assert_allclose(found, x, atol=1e-6)
+
+
 @pytest.mark.parametrize('settings', [(0, 0, np.inf, 1.0), (40, 0.05, 50, 1.003), (5, 1.0, 10, 1)])
 def test_churn_is_algorithm_2(settings):
     steps, process = 12, processes.edm()
@@ -115,9 +142,7 @@ def test_churn_is_algorithm_2(settings):
         path = Path(process, jnp.full(6, steps), 'karras')
         churn = samplers.Churn(*(jnp.float64(s) for s in settings))
         found = samplers.heun(denoiser(process), path, keys(), SHAPE, churn)
-        i = np.arange(steps)
-        ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
-        sigmas = np.append((ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** 7, 0.0)
+        sigmas = karras(steps)
         noise = [samplers.normal(keys(), steps - k, SHAPE) for k in range(steps)]
         x = 80 * np.asarray(samplers.normal(keys(), 0, SHAPE))
         want = heun_by_hand(sigmas, x, [np.asarray(z) for z in noise], *settings)

@@ -201,7 +201,6 @@ FIELDS = {
     'encoder': 'residual',
     'decoder': 'skip',
     'fir': True,
-    'augment_dim': 2,
     'remat': 'blocks',
     'dtype': 'bfloat16',
 }
@@ -209,8 +208,7 @@ FIELDS = {
 
 @pytest.mark.parametrize('field', defaults())
 def test_every_field_changes_what_is_computed(field):
-    base = (('model.embedding', 'fourier'),) if field == 'scale_by_sigma' else ()
-    assert program(base) != program((*base, (f'model.{field}', FIELDS.get(field, True))))
+    assert program(()) != program(((f'model.{field}', FIELDS[field]),))
 
 
 def test_config_makes_the_network_it_describes():
@@ -236,8 +234,6 @@ def test_config_makes_the_network_it_describes():
         ('model.multipliers', (1, 0), 'at least 1 per level'),
         ('model.blocks', 0, 'at least 1'),
         ('model.dropout', 1.0, 'below 1'),
-        ('model.augment_dim', -1, '0'),
-        ('model.scale_by_sigma', True, "False where model.embedding='positional'"),
     ],
 )
 def test_mistakes_are_named(field, value, says):
