@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from gen_jax.errors import UserError, in_one_line, is_users
-from gen_jax.runtime.compilation import keep_compiled, return_memory
+from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
 from gen_jax.runtime.sharding import join_processes
 
 # Each mode's own flag.
@@ -59,6 +59,7 @@ def run(argv: list[str]) -> None:
             raise UserError(f'--{other.pop()} is not for --mode={FLAGS.mode}: leave it out')
         keep_compiled()
         return_memory()
+        spare_threads()
         join_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     except UserError:
         raise

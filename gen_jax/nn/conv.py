@@ -97,10 +97,11 @@ def _direct_gradient(x, g):
 def _winograd(x, kernel):
     """Y = A^T [(G g G^T) * (B^T d B)] A over tiles d (eq. 8)."""
     (b, h, w, c), o = x.shape, kernel.shape[-1]
-    U = (G2D @ kernel.reshape(9, -1)).reshape(16, c, o)
-    V = _input_tiles(x)
-    M = [(v.reshape(-1, c) @ u).reshape(*v.shape[:3], o) for u, v in zip(U, V, strict=True)]
-    columns = [_fold(M[i : i + 4]) for i in range(0, 16, 4)]
+    U = (G2D @ kernel.reshape(9, -1)).reshape(4, 4, c, o)
+    columns = [
+        _fold((v.reshape(4, -1, c) @ u).reshape(*v.shape[:4], o))
+        for u, v in zip(U, _input_tiles(x), strict=True)
+    ]
     rows = zip(*(_fold(column) for column in zip(*columns, strict=True)), strict=True)
     y = jnp.stack([jnp.stack(row, 3) for row in rows], 2)  # [b, h/2, 2, w/2, 2, o]
     return y.reshape(b, 2 * y.shape[1], 2 * y.shape[3], o)[:, :h, :w]
@@ -110,33 +111,36 @@ def _winograd_gradient(x, g):
     """The transpose of `_winograd` by the kernel: G^T [(B^T d B)^T (A g A^T)] G over tiles."""
     c, o = x.shape[-1], g.shape[-1]
     N = [
-        v.reshape(-1, c).T @ m.reshape(-1, o)
+        jnp.einsum('jnc,jno->jco', v.reshape(4, -1, c), m.reshape(4, -1, o))
         for v, m in zip(_input_tiles(x), _output_tiles(g), strict=True)
     ]
     return (G2D.T @ jnp.stack(N).reshape(16, -1)).reshape(3, 3, c, o)
 
 
 def _input_tiles(x):
-    """B^T d B for the 4x4 tiles d at every second pixel: 16 times [b, h/2, w/2, c], rounded up."""
+    """B^T d B for the 4x4 tiles d at every second pixel: 4 times [4, b, h/2, w/2, c], rounded up.
+
+    Row by row: 16 products of their own take XLA twice as long to load, all in one a tenth longer
+    to compute.
+    """
     b, h, w, c = x.shape
     H, W = -(-h // 2), -(-w // 2)
     x = jnp.pad(x, ((0, 0), (1, 2 * H + 1 - h), (1, 2 * W + 1 - w), (0, 0)))
     x = x.reshape(b, H + 1, 2, W + 1, 2, c)
     rows = _spread_input([x[:, i // 2 : i // 2 + H, i % 2] for i in range(4)])  # [b, H, W+1, 2, c]
     return [
-        tile
+        jnp.stack(_spread_input([row[:, :, j // 2 : j // 2 + W, j % 2] for j in range(4)]))
         for row in rows
-        for tile in _spread_input([row[:, :, j // 2 : j // 2 + W, j % 2] for j in range(4)])
     ]
 
 
 def _output_tiles(g):
-    """A g A^T for the 2x2 tiles of g: 16 times [b, h/2, w/2, o], rounded up."""
+    """A g A^T for the 2x2 tiles of g: 4 times [4, b, h/2, w/2, o], rounded up."""
     b, h, w, o = g.shape
     g = jnp.pad(g, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
     g = g.reshape(b, -(-h // 2), 2, -(-w // 2), 2, o)
     rows = _spread_output(g[:, :, 0], g[:, :, 1])
-    return [tile for row in rows for tile in _spread_output(row[:, :, :, 0], row[:, :, :, 1])]
+    return [jnp.stack(_spread_output(row[:, :, :, 0], row[:, :, :, 1])) for row in rows]
 
 
 def _spread_input(d):

@@ -28,7 +28,8 @@ class JsonlWriter:
             partial = path.with_suffix('.partial')
             partial.write_text(''.join(f'{line}\n' for line in kept))
             os.replace(partial, path)
-        self._file = path.open('a')
+        # Line by line: importing TensorFlow for the next writer takes seconds.
+        self._file = path.open('a', buffering=1)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Appends a line."""
@@ -39,8 +40,7 @@ class JsonlWriter:
         """Pictures are PNG files already."""
 
     def flush(self) -> None:
-        """Hands what was written to the operating system."""
-        self._file.flush()
+        """Lines are flushed as they are written."""
 
     def close(self) -> None:
         """Closes the file."""

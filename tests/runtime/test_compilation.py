@@ -122,3 +122,26 @@ def test_what_compiling_took_goes_back():
         for way in ('kept', 'back')
     }
     assert held['back'] < held['kept'] - 100 * 1024  # KiB
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='counts threads as Linux shows them')
+def test_devices_of_one_cpu_have_threads_to_spare():
+    """A thread for each device and some more; one device leaves XLA as it is."""
+    program = (
+        'import sys, os, jax\n'
+        'from gen_jax.runtime.compilation import spare_threads\n'
+        'if sys.argv[1] == "spare": spare_threads()\n'
+        'jax.block_until_ready(jax.device_put(1.0, jax.devices()[-1]))\n'
+        'print(len(os.listdir("/proc/self/task")))\n'
+    )
+
+    def threads(devices, way):
+        flags = f'--xla_force_host_platform_device_count={devices}'
+        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+        environment.pop('NPROC', None)
+        command = [sys.executable, '-c', program, way]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert threads(8, 'spare') >= threads(8, 'as is') + 3 * 8
+    assert threads(1, 'spare') == threads(1, 'as is')

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gen_jax.runtime.compilation import spare_threads
+
 ROOT = Path(__file__).parents[2]
 MESHES = {
     'one': (1, 1, 1),
@@ -141,4 +143,5 @@ def test_parameters_moments_and_averages_are_split_alike(found, mesh):
 
 
 if __name__ == '__main__':
+    spare_threads()
     print(json.dumps(run(sys.argv[1])))
