@@ -1,0 +1,274 @@
+"""Likelihood by the probability-flow ODE (Song et al. 2021, section 4.3 and appendix D.2).
+
+A deterministic path leads from an image at t_min to its latent x_T at t_max,
+
+    dx/dt = f(x, t)        d log p_t(x_t) / dt = -div f(x_t, t)
+
+so that the image's density is that of x_T under the prior, times how much volume grew on the way
+(the instantaneous change of variables; Grathwohl et al. 2019, FFJORD).
+
+The image is taken for x_t at t_min: the density is that of data with the noise of t_min on them,
+which blurs what is finer than sigma(t_min). The reference (github.com/yang-song/score_sde,
+likelihood.py) starts at t = 1e-5, `process._replace(t_min=1e-5)` here. Nearer to 0 the network is
+asked at noise that it may not have been trained on.
+
+As a sampler does, it sees `denoise(x_t [b, h, w, c], t [b]) -> x_0`, which has to be differentiable
+and without clipping, and calls it for all examples at once. Each example has steps of its own that
+do not depend on the others: `denoise` is called as often as the one with the most steps needs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from gen_jax.config import nearest
+from gen_jax.diffusion import predictions
+from gen_jax.diffusion.processes import Process
+from gen_jax.errors import UserError
+from gen_jax.metrics.bits_per_dim import from_nats
+
+DIVERGENCES = ('rademacher', 'gaussian', 'exact')
+DEQUANTISATIONS = ('uniform', 'none')
+# Width of one of 256 cells that share [-1, 1]; the offset of bits per dimension is its log2, 7.
+CELL = 2 / 256
+MOST_STEPS = 4096
+# Of 'exact': each evaluation of the slope goes back through the network once per dimension.
+MOST_DIMS = 1024
+
+
+def bits_per_dim(
+    denoise: Callable,
+    process: Process,
+    keys: jax.Array,
+    image: jax.Array,
+    dequantisation: str = 'uniform',
+    divergence: str = 'rademacher',
+    probes: int = 1,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> dict[str, jax.Array]:
+    """Bits per dimension of each example, for 256 levels in [-1, 1].
+
+    The mean over keys has no bias for 'none'; for 'uniform' it is an upper bound on the bits of the
+    levels themselves (Theis et al. 2016, section 3.1). Example i depends on keys[i] only: noise
+    within the cells is drawn from fold_in(keys[i], 0), probes from fold_in(keys[i], 1).
+
+    Args:
+      denoise: see above.
+      process: whose t that is.
+      keys: [b].
+      image: float32 [b, h, w, c] in [-1, 1].
+      dequantisation: 'uniform' as `dequantised`; 'none' for data that are continuous.
+      divergence: how it is found, see `directions`.
+      probes: of each example; more take more time and leave less variance.
+      rtol, atol: of the solver, as in `log_likelihood`.
+
+    Returns:
+      `bits_per_dim` float32 [b], NaN where the solver gave up; `nfe` int32 [b], calls of `denoise`.
+
+    Raises:
+      UserError: an unknown name, an impossible tolerance or number of probes, or 'exact' for images
+        of more than MOST_DIMS.
+    """
+    check(image.shape[1:], dequantisation, divergence, probes, rtol, atol)
+    each = jax.vmap(jax.random.fold_in, (0, None))
+    if dequantisation == 'uniform':
+        image = dequantised(each(keys, 0), image)
+    v = directions(each(keys, 1), image.shape[1:], divergence, probes)  # [b, k, h, w, c]
+    log_p, _, nfe = log_likelihood(denoise, process, image, v, rtol, atol)
+    return {'bits_per_dim': from_nats(-log_p, image[0].size, CELL), 'nfe': nfe}
+
+
+def check(
+    shape: tuple[int, ...],
+    dequantisation: str,
+    divergence: str,
+    probes: int,
+    rtol: float,
+    atol: float,
+) -> None:
+    """Raises UserError where `bits_per_dim` of images of that shape (h, w, c) cannot be had."""
+    for what, name, known in (
+        ('dequantisation', dequantisation, DEQUANTISATIONS),
+        ('divergence', divergence, DIVERGENCES),
+    ):
+        if name not in known:
+            raise UserError(f'{what}={name!r} is unknown{nearest(name, known)}')
+    for what, tolerance in (('rtol', rtol), ('atol', atol)):
+        if not 0 < tolerance < 1:
+            raise UserError(f'{what}={tolerance}: expected a tolerance above 0 and below 1')
+    if probes < 1:
+        raise UserError(f'probes={probes}: expected a whole number of at least 1')
+    dims = shape[0] * shape[1] * shape[2]
+    if divergence == 'exact' and probes != 1:
+        raise UserError(f"probes={probes}: divergence='exact' draws none, expected 1")
+    if divergence == 'exact' and dims > MOST_DIMS:
+        raise UserError(
+            f"divergence='exact' of images of {dims} dimensions: expected at most {MOST_DIMS}; "
+            "set it to 'rademacher'"
+        )
+
+
+def dequantised(keys: jax.Array, image: jax.Array) -> jax.Array:
+    """Each of 256 levels becomes a point of its own cell of [-1, 1], uniformly.
+
+    Level i, which is i / 127.5 - 1 in the image, becomes (i + u) / 128 - 1 as in the reference.
+
+    Args:
+      keys: [b].
+      image: float32 [b, h, w, c].
+    """
+    u = jax.vmap(lambda key, x: jax.random.uniform(key, x.shape, x.dtype))(keys, image)
+    level = (image + 1) * 127.5
+    return (level + u) * CELL - 1
+
+
+def directions(keys: jax.Array, shape: tuple[int, ...], divergence: str, probes: int) -> jax.Array:
+    """Directions v [b, k, h, w, c] along which a Jacobian J is looked at: E[v v^T] = I.
+
+    The mean of v^T J v over them estimates the trace of J without bias (Hutchinson 1990).
+
+    Args:
+      keys: [b].
+      shape: (h, w, c).
+      divergence: 'rademacher', each element -1 or 1, and 'gaussian', standard normal, draw them;
+        'exact' goes along all h * w * c axes, with the trace itself as the mean.
+      probes: k of the first two.
+    """
+    if divergence == 'exact':
+        dims = shape[0] * shape[1] * shape[2]
+        axes = dims**0.5 * jnp.eye(dims).reshape(dims, *shape)  # [dims, h, w, c]
+        return jnp.broadcast_to(axes, (len(keys), *axes.shape))  # [b, dims, h, w, c]
+    draw = jax.random.rademacher if divergence == 'rademacher' else jax.random.normal
+    return jax.vmap(lambda key: draw(key, (probes, *shape), jnp.float32))(keys)
+
+
+def log_likelihood(
+    denoise: Callable,
+    process: Process,
+    image: jax.Array,
+    v: jax.Array,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The log-density of each image at t_min, and where its path leads.
+
+    Args:
+      denoise, process: as in `bits_per_dim`.
+      image: float32 [b, h, w, c], points of a continuous space.
+      v: [b, k, h, w, c], the `directions` along which the divergence is found.
+      rtol, atol: each step of the solver, Dormand and Prince's of fifth order, keeps its error
+        below atol + rtol * |value| in the root mean square over pixels and log-density.
+
+    Returns:
+      Nats [b], x_T [b, h, w, c], and the calls of `denoise` that each needed, int32 [b]. The first
+      two are NaN where MOST_STEPS were not enough.
+    """
+
+    def slopes(t, state, v):
+        x, _ = state
+        f, pull = jax.vjp(partial(_velocity, denoise, process, t), x)
+        (v_J,) = jax.vmap(pull, 1, 1)(v)  # [b, k, h, w, c]
+        return f, jnp.sum(v_J * v, (2, 3, 4)).mean(1)
+
+    start = image, jnp.zeros(len(image), image.dtype)
+    (x_T, growth), nfe = _solve(slopes, process, start, v, rtol, atol)
+    log_prior = jax.scipy.stats.norm.logpdf(x_T, scale=process.prior_std)
+    return jnp.sum(log_prior, (1, 2, 3)) + growth, x_T, nfe
+
+
+def latent(
+    denoise: Callable,
+    process: Process,
+    image: jax.Array,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> jax.Array:
+    """The x_T [b, h, w, c] from which the same ODE leads to the images: their encoding.
+
+    Args and what is NaN are those of `log_likelihood`, which gives this x_T beside the density.
+    """
+
+    def slopes(t, x, _):
+        return _velocity(denoise, process, t, x)
+
+    return _solve(slopes, process, image, None, rtol, atol)[0]
+
+
+def _velocity(denoise, process, t, x):
+    """dx/dt = alpha' x_0 + sigma' eps, [b, h, w, c].
+
+    f(t) x - g(t)^2 score / 2 (Song et al. 2021, eq. 13) in a form without 1 / alpha, as alpha is 0
+    at the end of a flow.
+    """
+    levels = (jax.jvp(level, (t,), (jnp.ones_like(t),)) for level in (process.alpha, process.sigma))
+    (alpha, alpha_rate), (sigma, sigma_rate) = (
+        (level[:, None, None, None], rate[:, None, None, None]) for level, rate in levels
+    )
+    x_0 = denoise(x, t)
+    return alpha_rate * x_0 + sigma_rate * predictions.noise(x, x_0, alpha, sigma)
+
+
+def _solve(slopes, process, start, args, rtol, atol):
+    """`start` at t_min carried to t_max, and how often each example asked for its slope, [b].
+
+    Args:
+      slopes: (t [b], state, args) -> a slope for each number of the state.
+      start: the state, arrays with leading axis b.
+      args: more of them, which stay as they are.
+    """
+    begin, end = jnp.float32(process.t_min), jnp.float32(process.t_max)
+    alone = _alone(slopes, start, args)
+
+    def one(start, args):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(alone),
+            diffrax.Dopri5(),
+            begin,
+            end,
+            # A guess, made smaller or larger at once; diffrax's own is 0.01 on any scale of time.
+            dt0=1e-3 * (end - begin),
+            y0=start,
+            args=args,
+            stepsize_controller=diffrax.PIDController(rtol, atol),
+            # Nothing is differentiated, and of all its loops this is the plain one.
+            adjoint=diffrax.ForwardMode(),
+            max_steps=MOST_STEPS,
+            throw=False,
+        )
+        done = solution.result == diffrax.RESULTS.successful
+        last = jax.tree.map(lambda y: jnp.where(done, y[-1], jnp.nan), solution.ys)
+        # A step's last stage is the next one's first.
+        return last, 1 + 6 * solution.stats['num_steps']
+
+    return jax.vmap(one)(start, args)
+
+
+def _alone(slopes, start, args):
+    """`slopes` as a function of one example that `jax.vmap` calls for all examples at once.
+
+    `denoise` knows the conditions of all examples, and could not be mapped over one at a time.
+    """
+    n = len(jax.tree.leaves(start)[0])
+    # The arrays that it closes over become operands: the rule runs where those of a jit around all
+    # this cannot be reached any more.
+    closed = eqx.filter_closure_convert(slopes, jnp.zeros(n, jnp.float32), start, args)
+    arrays, rest = eqx.partition(closed, eqx.is_array)
+
+    @jax.custom_batching.custom_vmap
+    def alone(arrays, t, state, args):
+        return state  # shaped like its slope; only the rule is ever run
+
+    @alone.def_vmap
+    def together(n, mapped, arrays, *each):
+        each = jax.tree.map(
+            lambda x, yes: x if yes else jnp.broadcast_to(x, (n, *x.shape)), each, tuple(mapped[1:])
+        )
+        result = eqx.combine(arrays, rest)(*each)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return partial(alone, arrays)
