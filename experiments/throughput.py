@@ -6,8 +6,12 @@ The same weights (through gen_jax.interop), shapes and number of network calls: 
 pass, DDIM sampling from noise to images, and a training step with dropout, clipping, Adam and the
 moving average. diffusers' runs eagerly, with channels_last, compiled (torch.compile), and both;
 the best of the four counts. They take turns; a ratio is of one turn's times, and only ratios say
-anything off this machine. Then the peak memory of a training step, each in a process of its own:
-the largest resident size during a step, after two others, less that before the network was made.
+anything off this machine. Then the peak memory of a training step, each in a process of its own: on
+a CPU the largest resident size during a step, after two others, less that before the network was
+made; on a GPU the most that was allocated there.
+
+Both use a GPU where JAX finds one, at the same precision: float32 with TensorFloat-32 products,
+or with --dtype=bfloat16 ours as its config says it, diffusers' by torch.autocast.
 
 Needs the extra `parity`, and a C++ compiler for torch.compile. Writes a json and a table beside it.
 """
@@ -40,12 +44,14 @@ flags.DEFINE_integer('batch_size', 16, 'Images.')
 flags.DEFINE_integer('turns', 7, 'Measurements of each.')
 flags.DEFINE_integer('sampling_turns', 5, 'Measurements of sampling.')
 flags.DEFINE_integer('steps', 50, 'Network calls of sampling.')
+flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation.')
 flags.DEFINE_bool('compile', True, 'Whether torch.compile takes part.')
 flags.DEFINE_string('variant', 'ddim', 'Variant of configs/ddpm_cifar10.py.')
 flags.DEFINE_string('out', 'throughput.json', 'Where the figures go; the table goes beside it.')
 flags.DEFINE_string('memory_of', '', 'Prints a peak, and ends: gen_jax, or a diffusers folder.')
 
 DECAY = 0.9999
+SAME = ('batch_size', 'variant', 'steps', 'dtype')  # what a measurement of memory is told
 
 
 def program() -> Program:
@@ -57,7 +63,9 @@ def program() -> Program:
     config.batch_size = config.sample.batch_size = FLAGS.batch_size
     config.sampler.name, config.sample.knobs.steps = 'ddim', FLAGS.steps
     config.sampler.spacing, config.ema_decay = 'linear', DECAY
-    config.model.remat = 'norms'  # as one would on a CPU: docs/performance.md
+    config.model.dtype = FLAGS.dtype
+    if jax.default_backend() == 'cpu':
+        config.model.remat = 'norms'  # as one would there: docs/performance.md
     return Program(config, create(config))
 
 
@@ -106,20 +114,29 @@ class Theirs:
         from diffusers import DDIMScheduler
 
         layout = torch.channels_last if last else torch.contiguous_format
-        self.torch = torch
-        self.model = copy.deepcopy(model).to(memory_format=layout)
-        images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        self.torch, self.device = torch, 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
+        if self.device == 'cuda':
+            torch.set_float32_matmul_precision('high')  # XLA's default there
+            torch.backends.cudnn.benchmark = True
+        self.model = copy.deepcopy(model).to(self.device, memory_format=layout)
+        images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(self.device)
         self.images = images.contiguous(memory_format=layout)
-        self.times = torch.from_numpy(times)
-        self.call = torch.compile(self.model) if compiled else self.model
+        self.times = torch.from_numpy(times).to(self.device)
+        self.compiled = torch.compile(self.model) if compiled else self.model
         self.scheduler = DDIMScheduler(clip_sample=False)
         self.trainer = None
+
+    def call(self, x, t):
+        """What the network says, [b, 3, h, w], float32."""
+        half = FLAGS.dtype == 'bfloat16'
+        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=half):
+            return self.compiled(x, t).sample.float()
 
     def forward(self) -> np.ndarray:
         """[b, h, w, 3]."""
         self.model.eval()
         with self.torch.no_grad():
-            return self.call(self.images, self.times).sample.numpy().transpose(0, 2, 3, 1)
+            return self.call(self.images, self.times).cpu().numpy().transpose(0, 2, 3, 1)
 
     def sample(self) -> np.ndarray:
         """uint8 [b, h, w, 3]."""
@@ -128,9 +145,9 @@ class Theirs:
         x = self.torch.randn_like(self.images)
         with self.torch.no_grad():
             for t in self.scheduler.timesteps:
-                x = self.scheduler.step(self.call(x, t).sample, t, x).prev_sample
+                x = self.scheduler.step(self.call(x, t), t, x).prev_sample
         x = (x.clamp(-1, 1) + 1) * 127.5
-        return x.round().to(self.torch.uint8).numpy().transpose(0, 2, 3, 1)
+        return x.round().to(self.torch.uint8).cpu().numpy().transpose(0, 2, 3, 1)
 
     def train(self) -> None:
         """One step, with torch's fused Adam and diffusers' own moving average."""
@@ -143,16 +160,18 @@ class Theirs:
             ema = EMAModel(parameters, decay=DECAY, min_decay=DECAY, foreach=True)
             self.trainer = adam, ema
         adam, ema = self.trainer
-        t = torch.randint(0, 1000, (len(self.images),))
+        t = torch.randint(0, 1000, (len(self.images),), device=self.device)
         eps = torch.randn_like(self.images)
-        signal = self.scheduler.alphas_cumprod[t].sqrt()[:, None, None, None]
+        signal = self.scheduler.alphas_cumprod.to(self.device)[t].sqrt()[:, None, None, None]
         x_t = signal * self.images + (1 - signal**2).sqrt() * eps
-        loss = ((self.call(x_t, t).sample - eps) ** 2).mean()
+        loss = ((self.call(x_t, t) - eps) ** 2).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
         ema.step(parameters)
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
 
 
 def save(ours: Ours, folder: str) -> None:
@@ -201,9 +220,14 @@ def print_memory() -> None:
         (who,) = load(FLAGS.memory_of, batch(32), {'eager': (False, False)}).values()
     for _ in range(2):
         who.train()
-    Path('/proc/self/clear_refs').write_text('5')  # the most so far is now
-    who.train()
-    print(resident('VmHWM') - before)
+    if jax.default_backend() == 'cpu':
+        Path('/proc/self/clear_refs').write_text('5')  # the most so far is now
+        who.train()
+        print(resident('VmHWM') - before)
+    elif FLAGS.memory_of == 'gen_jax':
+        print(jax.devices()[0].memory_stats()['peak_bytes_in_use'])
+    else:
+        print(who.torch.cuda.max_memory_allocated())
 
 
 def memory(folder: str) -> dict:
@@ -211,7 +235,7 @@ def memory(folder: str) -> dict:
     found = {}
     for name, who in (('cold', 'gen_jax'), ('warm', 'gen_jax'), ('diffusers', folder)):
         command = [sys.executable, __file__, f'--memory_of={who}']
-        command += [f'--{flag}={FLAGS[flag].value}' for flag in ('batch_size', 'variant', 'steps')]
+        command += [f'--{flag}={FLAGS[flag].value}' for flag in SAME]
         where = os.environ | {'GEN_JAX_CACHE': str(Path(folder, 'compiled'))}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=where)
         found[f'{name}_bytes'] = int(done.stdout.split()[-1])
@@ -240,6 +264,7 @@ def table(found: dict) -> str:
 def main(_) -> None:
     """Measures, prints, writes."""
     warnings.filterwarnings('ignore')
+    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # torch needs of a GPU's memory too
     if FLAGS.memory_of:
         print_memory()
         return
