@@ -4,6 +4,7 @@ Times count from 0: t is the paper's t-1. Terms are in nats, per element of the 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,40 +15,110 @@ from gen_jax.diffusion.samplers import normal
 from gen_jax.diffusion.schedules import DiscreteProcess
 
 
+class Estimate(NamedTuple):
+    """What a network says of x_t, all shaped like it.
+
+    Attributes:
+      eps: the noise.
+      x_0: the image; the mean of p(x_{t-1} | x_t) is written by it (eq. 7).
+      share: where that variance lies between beta_tilde (0) and beta (1), in the logarithm (Nichol
+        and Dhariwal 2021, eq. 15, where it is v); None where it is not learned.
+    """
+
+    eps: jax.Array
+    x_0: jax.Array
+    share: jax.Array | None = None
+
+
 def evaluate(
     predict: Callable, process: DiscreteProcess, keys: jax.Array, x_0: jax.Array, variance: str
 ) -> dict:
     """The bound and the simple loss, both over all T times, one draw of noise at each.
 
     Args:
-      predict: (x_t [b, h, w, c], t int32 [b]) -> (eps_hat, x_0_hat), shaped like x_t.
+      predict: (x_t [b, h, w, c], t int32 [b]) -> an `Estimate`.
       process: with all T times.
       keys: [b]; example j at time t draws from fold_in(keys[j], t).
       x_0: images of 256 levels in [-1, 1], float32 [b, h, w, c].
-      variance: 'fixed_large' or 'fixed_small', as in `samplers.ancestral`.
+      variance: 'fixed_large', 'fixed_small' or 'learned_range', as in `samplers.ancestral`.
 
     Returns:
-      `simple_loss` [b], eq. 14 averaged over t; `vlb_bits_per_dim` [b].
+      `simple_loss` [b], eq. 14 averaged over t; `vlb_bits_per_dim` [b], and what it is the sum of:
+      `vlb_prior_bits_per_dim` (L_T), `vlb_middle_bits_per_dim` (L_1 to L_{T-1}) and
+      `vlb_decoder_bits_per_dim` (L_0).
     """
-    scale, noise_std = jnp.float32((np.sqrt(process.alpha_bar), np.sqrt(1 - process.alpha_bar)))
-    constant, weight, sigma = jnp.float32(gaussian_terms(process, variance))
-    T = len(scale)
+    (squares, nats), each = _walk(predict, process, keys, x_0, variance)
+    last = prior(process, x_0)
+    bits = {
+        'vlb': (nats + last).mean((1, 2, 3)),
+        'vlb_prior': last.mean((1, 2, 3)),
+        'vlb_middle': each[1:].sum(0),
+        'vlb_decoder': each[0],
+    }
+    simple = squares.mean((1, 2, 3)) / len(process.tau)
+    return {'simple_loss': simple} | {
+        f'{name}_bits_per_dim': nats / np.log(2) for name, nats in bits.items()
+    }
 
-    def add_term(t, sums):
+
+def terms(
+    predict: Callable, process: DiscreteProcess, keys: jax.Array, x_0: jax.Array, variance: str
+) -> jax.Array:
+    """L_0, L_1, .. L_T in bits per dimension, [b, T + 1]; their sum is `evaluate`'s bound.
+
+    The arguments are those of `evaluate`.
+    """
+    _, each = _walk(predict, process, keys, x_0, variance)
+    last = prior(process, x_0).mean((1, 2, 3))
+    return jnp.concatenate([each, last[None]]).T / np.log(2)
+
+
+def _walk(predict, process: DiscreteProcess, keys, x_0, variance: str) -> tuple:
+    """((sum of squared errors of eps, sum of terms) as x_0, the mean of each term [T, b])."""
+    scale, noise_std = jnp.float32((np.sqrt(process.alpha_bar), np.sqrt(1 - process.alpha_bar)))
+    term = make_term(process, variance)
+
+    def add_term(sums, t):
         squares, nats = sums
         eps = normal(keys, t, x_0.shape[1:])
-        eps_hat, x_0_hat = predict(scale[t] * x_0 + noise_std[t] * eps, jnp.full(len(x_0), t))
-        kl = constant[t] + weight[t] * (x_0 - x_0_hat) ** 2
-        term = jnp.where(t == 0, -decoder_log_prob(x_0, x_0_hat, sigma[0]), kl)
-        return squares + (eps - eps_hat) ** 2, nats + term
+        said: Estimate = predict(scale[t] * x_0 + noise_std[t] * eps, jnp.full(len(x_0), t))
+        now = term(t, x_0, said.x_0, said.share)
+        return (squares + (eps - said.eps) ** 2, nats + now), now.mean((1, 2, 3))
 
     zeros = jnp.zeros_like(x_0)
-    squares, nats = jax.lax.fori_loop(0, T, add_term, (zeros, zeros))
-    nats = nats + prior(process, x_0)
-    return {
-        'simple_loss': squares.mean((1, 2, 3)) / T,
-        'vlb_bits_per_dim': nats.mean((1, 2, 3)) / np.log(2),
-    }
+    return jax.lax.scan(add_term, (zeros, zeros), jnp.arange(len(scale)))
+
+
+def make_term(process: DiscreteProcess, variance: str) -> Callable:
+    """(t, x_0, x_0_hat, share) -> L_t, t < T, in nats, float32 [b, h, w, c] as all but t [b] or [].
+
+    `share` is that of `Estimate`; only the variance 'learned_range' looks at it.
+    """
+    fixed = 'fixed_small' if variance == 'learned_range' else variance
+    tables = jnp.float32((*gaussian_terms(process, fixed), span(process)))
+
+    def term(t, x_0, x_0_hat, share=None):
+        constant, weight, sigma, whole = tables[:, t, None, None, None]  # [b or 1, 1, 1, 1]
+        if variance == 'learned_range':
+            above = share * whole  # log(sigma^2 / beta_tilde)
+            constant = (above + jnp.expm1(-above)) / 2
+            weight, sigma = weight * jnp.exp(-above), sigma * jnp.exp(above / 2)
+        kl = constant + weight * (x_0 - x_0_hat) ** 2
+        first = (t == 0)[..., None, None, None]
+        # A branch not taken has a gradient too, which far from the image would not be finite.
+        log_prob = decoder_log_prob(x_0, jnp.where(first, x_0_hat, x_0), sigma)
+        return jnp.where(first, -log_prob, kl)
+
+    return term
+
+
+def span(process: DiscreteProcess) -> np.ndarray:
+    """log(beta_t / beta_tilde_t), within which variances are learned, float64 [T].
+
+    Nichol and Dhariwal 2021, eq. 15. At t = 0, where beta_tilde is 0, that of the next time stands
+    for it, as in the authors' code.
+    """
+    return np.log(process.beta / np.append(process.beta_tilde[1], process.beta_tilde[1:]))
 
 
 def gaussian_terms(process: DiscreteProcess, variance: str) -> tuple[np.ndarray, ...]:

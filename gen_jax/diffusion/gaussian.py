@@ -1,37 +1,50 @@
-"""DDPM (Ho et al. 2020), sampled by its own sampler or by DDIM (Song et al. 2021).
+"""DDPM (Ho et al. 2020) and improved DDPM (Nichol and Dhariwal 2021), in T discrete steps.
 
-The network predicts the noise; with classes, guidance is classifier-free (Ho and Salimans 2022).
-Times count from 0: t is the paper's t-1.
+Sampled by their own sampler or by DDIM (Song et al. 2021); with classes, guidance is
+classifier-free (Ho and Salimans 2022). Times count from 0: t is the papers' t-1.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import bound, networks, samplers
+from gen_jax.diffusion import bound, losses, networks, predictions, samplers
 from gen_jax.diffusion.guidance import classifier_free
-from gen_jax.diffusion.samplers import VARIANCES
+from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.schedules import (
+    BETAS,
     SPACINGS,
     DiscreteProcess,
     Trajectory,
-    linear_betas,
+    make_betas,
     spaced_times,
+    zero_terminal_snr,
 )
 from gen_jax.errors import UserError
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 CHOICES = ('network',)
 NAMES = ('ddpm', 'ddim')
+VARIANCES = (*samplers.VARIANCES, 'learned_range')
+PREDICTIONS = ('eps', 'x_0', 'v')
+TOLD = ('time', 'thousandths')
+LOSSES = ('simple', 'hybrid', 'vlb')
+WEIGHTINGS = ('simple', 'eps', 'x_0', 'min_snr')
+TIMES = ('uniform', 'loss_second_moment')
 
 
 class State(struct.PyTreeNode):
-    """All that training changes."""
+    """All that training changes.
+
+    With times 'loss_second_moment', `net.extra['times']` is the history of `losses.second_moment`.
+    """
 
     net: Net
 
@@ -42,16 +55,29 @@ def defaults(network: str = 'unet') -> dict:
         **networks.defaults(network),
         'diffusion': {
             'timesteps': 1000,  # T
-            'beta_min': 1e-4,  # variance of the first step's noise
-            'beta_max': 0.02,  # variance of the last step's noise
+            'betas': 'linear',  # variances of the steps' noise: linear, scaled_linear, cosine
+            'beta_min': 1e-4,  # the first step's, where it is not cosine
+            'beta_max': 0.02,  # the last step's
+            'zero_snr': False,  # betas moved so that the last step leaves nothing of the image
+            'prediction': 'eps',  # what the network says: eps, x_0, v
+            'told': 'time',  # what it is told: time (t), thousandths (1000 t / T)
+            'learned_variance': False,  # whether it also says variances, in as many channels more
+            # simple (of what it says), vlb (the bound, with fixed_large where no variance is
+            # learned), hybrid (simple, and the bound for the variances only)
+            'loss': 'simple',
+            'vlb_weight': 1e-3,  # of the bound in hybrid, lambda
+            'weighting': 'simple',  # of simple's errors: simple, eps, x_0, min_snr
+            'gamma': 5.0,  # of min_snr
+            'times': 'uniform',  # at which it is trained: uniform, loss_second_moment
             'label_dropout': 0.0,  # share of labels hidden in training; more than 0: guidance
         },
         'optimizer': optimizer_defaults(learning_rate=2e-4, warmup=5000, clip=1.0),
         'ema_decay': 0.9999,
         'sampler': {
             'name': 'ddim',  # ddpm (ancestral), ddim
-            'variance': 'fixed_large',  # of ddpm and of the bound: fixed_large, fixed_small
-            'spacing': 'linear',  # of the times visited: linear, quadratic
+            # Of ddpm and of the bound: fixed_large, fixed_small, learned_range
+            'variance': 'fixed_large',
+            'spacing': 'linear',  # of the times visited: linear, quadratic, linspace, trailing
             'clip': True,  # keep the estimate of the image in [-1, 1]
         },
         'sample': {
@@ -78,60 +104,43 @@ def create(config) -> Method:
       UserError: where the config asks for what does not exist or does not fit.
     """
     check(config)
-    data, diffusion, sampler = config.data, config.diffusion, config.sampler
+    data, sampler = config.data, config.sampler
     shape = (data.image_size, data.image_size, data.channels)
-    T, num_classes = diffusion.timesteps, data.num_classes
-    guided = diffusion.label_dropout > 0
-    process = DiscreteProcess.from_betas(linear_betas(T, diffusion.beta_min, diffusion.beta_max))
-    # x_t = scale_t x_0 + noise_std_t eps (eq. 4)
-    scale, noise_std = np.float32((np.sqrt(process.alpha_bar), np.sqrt(1 - process.alpha_bar)))
-    network = networks.build(config)
-    tx = optimizer(config.optimizer)
+    num_classes, guided = data.num_classes, config.diffusion.label_dropout > 0
+    model = Model.from_config(config)
+    process, T = model.process, len(model.process.tau)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
         label = jnp.zeros(1, jnp.int32) if num_classes else None
-        variables = network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
-        return State(Net.create(variables, tx, ema=True))
+        variables = model.network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
+        return first_state(config, variables)
 
-    def train_step(key, state, batch):
-        check_batch(batch, data.image_size, data.channels)
-        x_0, label = batch['image'], labels(batch, num_classes)
-        key_t, key_eps, key_label, key_dropout = jax.random.split(key, 4)
-        t = jax.random.randint(key_t, len(x_0), 0, T)
-        eps = jax.random.normal(key_eps, x_0.shape)
-        x_t = over(scale, t) * x_0 + over(noise_std, t) * eps
-        if guided:
-            label = hide(key_label, label, diffusion.label_dropout, num_classes)
-
-        def loss_fn(params, extra, noised):
-            x_t, t, label, eps, key = noised
-            apply = partial(network.apply, train=True, rngs={'dropout': key})
-            eps_theta = apply({'params': params, **extra}, x_t, t, label)
-            return jnp.mean((eps - eps_theta) ** 2), (extra, {})  # eq. 14
-
-        noised = x_t, t, label, eps, key_dropout
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, noised, config.accumulate)
-        return State(net), metrics
-
-    def predict(state, x_t, t, label, guidance=None):
-        """(eps_hat, x_0_hat); guided if told how much."""
-        eps_theta = partial(network.apply, state.net.variables(ema=True))
+    def estimate(state, x_t, t, label, guidance=None) -> bound.Estimate:
+        """Guided if told how much."""
+        raw = partial(model.raw, state.net.variables(ema=True))
         if guidance is None:
-            eps = eps_theta(x_t, t, label)
+            said = raw(x_t, t, label)
         else:
-            eps = guide(eps_theta, x_t, t, label, num_classes, guidance)
-        x_0 = (x_t - over(noise_std, t) * eps) / over(scale, t)
-        return eps, jnp.clip(x_0, -1.0, 1.0) if sampler.clip else x_0
+            said = guide(raw, x_t, t, label, num_classes, guidance)
+        return model.estimate(said, x_t, t, sampler.clip)
+
+    def asked(state, x_t, t, condition):
+        guidance = knob(config, condition, 'guidance', len(x_t)) if guided else None
+        return estimate(state, x_t, t, labels(condition, num_classes), guidance)
 
     def denoise(state, x_t, t, condition):
-        guidance = knob(config, condition, 'guidance', len(x_t)) if guided else None
-        return predict(state, x_t, t, labels(condition, num_classes), guidance)[1]
+        return asked(state, x_t, t, condition).x_0
+
+    def with_share(state, x_t, t, condition):
+        return asked(state, x_t, t, condition)[1:]
 
     def sample_step(keys, state, condition):
         steps = knob(config, condition, 'steps', len(keys))
         trajectory = Trajectory.create(process, steps, sampler.spacing)
-        args = partial(denoise, state, condition=condition), trajectory, keys, shape
+        learned = (sampler.name, sampler.variance) == ('ddpm', 'learned_range')
+        says = partial(with_share if learned else denoise, state, condition=condition)
+        args = says, trajectory, keys, shape
         if sampler.name == 'ddpm':
             x_0 = samplers.ancestral(*args, sampler.variance)
         else:
@@ -140,13 +149,155 @@ def create(config) -> Method:
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)
-        plain = partial(predict, state, label=labels(batch, num_classes))
+        plain = partial(estimate, state, label=labels(batch, num_classes))
         return bound.evaluate(plain, process, keys, batch['image'], sampler.variance)
 
     calls = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
+    train_step = make_train_step(config, model)
     return Method(
         init, train_step, sample_step, evaluate_step, denoise=denoise, network_calls=calls
     )
+
+
+def first_state(config, variables: dict) -> State:
+    """The state before the first step, from what `network.init` gives."""
+    if config.diffusion.times == 'loss_second_moment':
+        variables = {**variables, 'times': losses.no_losses(config.diffusion.timesteps)}
+    return State(Net.create(variables, optimizer(config.optimizer), ema=True))
+
+
+class Model(NamedTuple):
+    """A network, and what it says of x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4).
+
+    Attributes:
+      network: (x_t, what it is told of t, label, train) -> [n, h, w, c or 2c].
+      process: with all T times.
+      prediction: what it says in its first c channels.
+      eps: whether that is the noise.
+      learned: whether there are c more, for the variance.
+      told: what it is told, one of TOLD.
+    """
+
+    network: nn.Module
+    process: DiscreteProcess
+    prediction: Prediction
+    eps: bool
+    learned: bool
+    told: str
+
+    @classmethod
+    def from_config(cls, config) -> 'Model':
+        """The model that `config.diffusion`, `network`, `model` and `data` describe."""
+        diffusion, network = config.diffusion, networks.build(config)
+        name, learned = diffusion.prediction, diffusion.learned_variance
+        betas = make_betas(
+            diffusion.betas, diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
+        )
+        if diffusion.zero_snr:
+            betas = zero_terminal_snr(betas)
+        if learned:
+            network = network.clone(out_channels=2 * config.data.channels)
+        process, prediction = DiscreteProcess.from_betas(betas), predictions.PREDICTIONS[name]
+        return cls(network, process, prediction, name == 'eps', learned, diffusion.told)
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """What x_0 is multiplied by, float32 like t."""
+        return jnp.float32(np.sqrt(self.process.alpha_bar))[t]
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """The noise's standard deviation, float32 like t."""
+        return jnp.float32(np.sqrt(1 - self.process.alpha_bar))[t]
+
+    def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma) at t [n], [n, 1, 1, 1]."""
+        return self.alpha(t)[:, None, None, None], self.sigma(t)[:, None, None, None]
+
+    def raw(self, variables: dict, x_t, t, label, **options) -> jax.Array:
+        """All that the network says, [n, h, w, c or 2c]."""
+        told = t if self.told == 'time' else t * (1000 / len(self.process.tau))
+        return self.network.apply(variables, x_t, told, label, **options)
+
+    def split(self, raw: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """What it says of x_t, and of the variance: `share` of `bound.Estimate`."""
+        if not self.learned:
+            return raw, None
+        f, v = jnp.split(raw, 2, -1)  # [n, h, w, c]
+        return f, (v + 1) / 2
+
+    def estimate(self, raw: jax.Array, x_t, t, clip: bool = False) -> bound.Estimate:
+        """All that `raw` says; with `clip`, of x_0 what lies in [-1, 1]."""
+        (f, share), (alpha, sigma) = self.split(raw), self.level(t)
+        x_0 = self.prediction.x_0(f, x_t, alpha, sigma)
+        # Not computed back where it was said: near x_0 that loses digits.
+        eps = f if self.eps else predictions.noise(x_t, x_0, alpha, sigma)
+        return bound.Estimate(eps, jnp.clip(x_0, -1.0, 1.0) if clip else x_0, share)
+
+
+def make_train_step(config, model: Model) -> Callable:
+    """`Method.train_step`."""
+    data, diffusion, tx = config.data, config.diffusion, optimizer(config.optimizer)
+    T, num_classes = diffusion.timesteps, data.num_classes
+    resampled = diffusion.times == 'loss_second_moment'
+    objective = make_objective(diffusion, model)
+
+    def draw_times(key, history, b):
+        """(t, how much the loss there counts) [b]; None: as any other."""
+        if not resampled:
+            return jax.random.randint(key, b, 0, T), None
+        p = losses.second_moment(history)
+        t = jax.random.choice(key, T, (b,), p=p)
+        return t, 1 / (T * p[t])
+
+    def train_step(key, state, batch):
+        check_batch(batch, data.image_size, data.channels)
+        x_0, label = batch['image'], labels(batch, num_classes)
+        key_t, key_eps, key_label, key_dropout = jax.random.split(key, 4)
+        t, counts = draw_times(key_t, state.net.extra.get('times'), len(x_0))
+        eps = jax.random.normal(key_eps, x_0.shape)
+        alpha, sigma = model.level(t)
+        x_t = alpha * x_0 + sigma * eps
+        if diffusion.label_dropout > 0:
+            label = hide(key_label, label, diffusion.label_dropout, num_classes)
+
+        def loss_fn(params, extra, drawn):
+            x_0, x_t, t, eps, counts, label, key = drawn
+            options = {'train': True, 'rngs': {'dropout': key}}
+            raw = model.raw({'params': params, **extra}, x_t, t, label, **options)
+            each = objective(raw, x_0, x_t, t, eps)
+            if resampled:
+                history = losses.remember(extra['times'], t, each.mean((1, 2, 3)))
+                extra, each = extra | {'times': history}, counts[:, None, None, None] * each
+            return jnp.mean(each), (extra, {})
+
+        drawn = x_0, x_t, t, eps, counts, label, key_dropout
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, drawn, config.accumulate)
+        return State(net), metrics
+
+    return train_step
+
+
+def make_objective(diffusion, model: Model) -> Callable:
+    """(raw, x_0, x_t, t, eps) -> the loss of each value, [b, h, w, c].
+
+    The bound is in bits, and T times its term at t: what it is on average over t drawn uniformly.
+    """
+    weight = losses.weighting(diffusion.weighting, model, model.prediction, diffusion.gamma)
+    variance = 'learned_range' if model.learned else 'fixed_large'
+    term = bound.make_term(model.process, variance)
+    per_bit = len(model.process.tau) / np.log(2)
+
+    def objective(raw, x_0, x_t, t, eps):
+        (f, share), level = model.split(raw), model.level(t)
+        target = model.prediction.target(x_0, eps, *level)
+        simple = weight(t)[:, None, None, None] * (target - f) ** 2  # eq. 14
+        if diffusion.loss == 'simple':
+            return simple
+        # In hybrid the bound trains the variance only (Nichol and Dhariwal 2021, section 3.1).
+        mean = f if diffusion.loss == 'vlb' else jax.lax.stop_gradient(f)
+        vlb = per_bit * term(t, x_0, model.prediction.x_0(mean, x_t, *level), share)
+        return vlb if diffusion.loss == 'vlb' else simple + diffusion.vlb_weight * vlb
+
+    return objective
 
 
 def guide(
@@ -160,7 +311,8 @@ def guide(
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with guidance = 1 + w).
 
     Args:
-      eps_theta: (x_t, t, label) -> noise; called once, on both halves of a doubled batch.
+      eps_theta: (x_t, t, label) -> noise, or x_0 or v; called once, on both halves of a doubled
+        batch. What it says beyond c channels, of the variance, remains that for the label.
       x_t: [n, h, w, c].
       t: [n].
       label: int32 [n].
@@ -168,9 +320,12 @@ def guide(
       guidance: [n]; 0 is the unconditional model, 1 the conditional one.
 
     Returns:
-      The noise, [n, h, w, c].
+      The noise, or what else `eps_theta` gives.
     """
-    return classifier_free(*with_and_without(eps_theta, x_t, t, label, null), guidance)
+    said, said_null = with_and_without(eps_theta, x_t, t, label, null)
+    c = x_t.shape[-1]
+    guided = classifier_free(said[..., :c], said_null[..., :c], guidance)
+    return jnp.concatenate([guided, said[..., c:]], -1)
 
 
 def with_and_without(
@@ -185,11 +340,6 @@ def with_and_without(
 def hide(key: jax.Array, label: jax.Array, share: float, null: int) -> jax.Array:
     """Labels [b], about that share of them replaced by the null class."""
     return jnp.where(jax.random.bernoulli(key, share, label.shape), null, label)
-
-
-def over(table, t: jax.Array) -> jax.Array:
-    """The table's values at t [n], shaped [n, 1, 1, 1]."""
-    return jnp.asarray(table)[t][:, None, None, None]
 
 
 def labels(batch: dict, num_classes: int) -> jax.Array | None:
@@ -213,15 +363,53 @@ def check(config) -> None:
     """Raises UserError where `diffusion`, `sampler` or `sample.knobs` cannot be obeyed."""
     diffusion, sampler, knobs = config.diffusion, config.sampler, config.sample.knobs
     T, low, high = diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
+    named = (
+        (diffusion, 'betas', BETAS),
+        (diffusion, 'prediction', PREDICTIONS),
+        (diffusion, 'told', TOLD),
+        (diffusion, 'loss', LOSSES),
+        (diffusion, 'weighting', WEIGHTINGS),
+        (diffusion, 'times', TIMES),
+        (sampler, 'name', NAMES),
+        (sampler, 'variance', VARIANCES),
+        (sampler, 'spacing', SPACINGS),
+    )
+    for part, field, known in named:
+        room, value = 'sampler' if part is sampler else 'diffusion', part[field]
+        require(value in known, f'{room}.{field}', value, f'a known name{nearest(value, known)}')
     require(2 <= T <= 10_000, 'diffusion.timesteps', T, '2 to 10000')
     require(0 < low <= high, 'diffusion.beta_min', low, f'0 < beta_min <= beta_max={high}')
     require(high < 1, 'diffusion.beta_max', high, 'less than 1')
+    require(diffusion.gamma > 0, 'diffusion.gamma', diffusion.gamma, 'more than 0')
+    require(diffusion.vlb_weight > 0, 'diffusion.vlb_weight', diffusion.vlb_weight, 'more than 0')
+    _check_fit(diffusion, sampler)
     check_guidance(config)
-    for field, known in (('name', NAMES), ('variance', VARIANCES), ('spacing', SPACINGS)):
-        value = sampler[field]
-        require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     require(1 <= knobs.steps <= T, 'sample.knobs.steps', knobs.steps, f'1 to timesteps={T}')
     check_eta(config)
+
+
+def _check_fit(diffusion, sampler) -> None:
+    """What does not go together."""
+    loss, learned, weighting = diffusion.loss, diffusion.learned_variance, diffusion.weighting
+    require(
+        not (diffusion.zero_snr and diffusion.prediction == 'eps'),
+        'diffusion.prediction',
+        'eps',
+        "'v' or 'x_0' with zero_snr=True: the last x_t holds nothing of x_0 that eps would tell",
+    )
+    expected = "'hybrid' or 'vlb' with learned_variance=True: nothing else trains variances"
+    require(loss != 'simple' or not learned, 'diffusion.loss', loss, expected)
+    expected = "'simple' or 'vlb' with learned_variance=False: 'hybrid' trains variances too"
+    require(loss != 'hybrid' or learned, 'diffusion.loss', loss, expected)
+    expected = "'simple' with loss='vlb', which has weights of its own"
+    require(loss != 'vlb' or weighting == 'simple', 'diffusion.weighting', weighting, expected)
+    expected = "'fixed_large' or 'fixed_small' with config.diffusion.learned_variance=False"
+    require(
+        learned or sampler.variance != 'learned_range',
+        'sampler.variance',
+        'learned_range',
+        expected,
+    )
 
 
 def check_guidance(config) -> None:

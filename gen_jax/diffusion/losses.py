@@ -1,9 +1,10 @@
-"""At which noise to train, and how much each noise counts."""
+"""At which noise to train, how much each noise counts, and which noise goes with which image."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from optax.assignment import hungarian_algorithm
 
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.processes import Process
@@ -32,7 +33,7 @@ def weighting(
 
     Args:
       name: one of WEIGHTINGS.
-      process: what t is of.
+      process: what t is of; all but 'likelihood' look at its alpha and sigma only.
       prediction: what the network predicts.
       gamma: of 'min_snr'.
       sigma_data: of 'edm', the data's standard deviation.
@@ -75,3 +76,61 @@ def draw_times(
         return jax.random.uniform(key, n, minval=process.t_min, maxval=process.t_max)
     z = mean + std * jax.random.normal(key, n)
     return process.time(jnp.exp(z)) if name == 'lognormal' else jax.nn.sigmoid(z)
+
+
+def no_losses(T: int, kept: int = 10) -> dict:
+    """The history of `second_moment` before the first step.
+
+    Returns:
+      `losses`, the last ones at each time, float32 [T, kept]; `count`, of all there were, int32
+      [T].
+    """
+    return {'losses': jnp.zeros((T, kept)), 'count': jnp.zeros(T, jnp.int32)}
+
+
+def second_moment(history: dict, uniform: float = 0.001) -> jax.Array:
+    """How likely each of T times is to be drawn, [T] (Nichol and Dhariwal 2021, eq. 18).
+
+    In proportion to the root of the mean of its last losses, squared; a share `uniform` of all
+    draws is for any time, as in the authors' code. Uniform until every time has a full history.
+    The loss at a drawn time t then counts 1 / (T p_t).
+    """
+    T, kept = history['losses'].shape
+    root = jnp.sqrt(jnp.mean(history['losses'] ** 2, 1))
+    # Before the first loss their sum is 0.
+    p = (1 - uniform) * root / jnp.maximum(root.sum(), jnp.finfo(root.dtype).tiny) + uniform / T
+    return jnp.where(jnp.all(history['count'] >= kept), p, 1 / T)
+
+
+def remember(history: dict, t: jax.Array, losses: jax.Array) -> dict:
+    """The history after the losses [b] at the times t int32 [b]; of each time the last are kept."""
+    T, kept = history['losses'].shape
+    same = t[:, None] == t[None, :]  # [b, b]
+    before, after = jnp.tril(same, -1).sum(1), jnp.triu(same, 1).sum(1)  # [b]
+    place = (history['count'][t] + before) % kept
+    row = jnp.where(after < kept, t, T)  # beyond the table: dropped, as more follow than are kept
+    return {
+        'losses': history['losses'].at[row, place].set(losses, mode='drop'),
+        'count': history['count'].at[t].add(1),
+    }
+
+
+def optimal_pairing(x_0: jax.Array, eps: jax.Array) -> jax.Array:
+    """Which noise goes to which image: the exact optimal transport between two batches.
+
+    OT-CFM (Tong et al. 2023) trains a flow on the pairs (x_0, eps[pairing]), whose
+    paths cross less than those of I-CFM, which pairs at random. Each noise is used once; the
+    authors' code draws pairs of the same coupling with replacement.
+
+    Args:
+      x_0: images [b, ...].
+      eps: as many noises, [b, ...].
+
+    Returns:
+      int32 [b], the permutation p with the least sum over i of |x_0[i] - eps[p[i]]|^2.
+    """
+    x_0, eps = (x.reshape(len(x), -1) for x in (x_0, eps))
+    # What |x_0|^2 and |eps|^2 add to the cost is the same for every pairing.
+    cost = -jnp.matmul(x_0, eps.T, precision='highest')
+    rows, columns = hungarian_algorithm(cost)
+    return jnp.zeros(len(x_0), jnp.int32).at[rows].set(columns.astype(jnp.int32))

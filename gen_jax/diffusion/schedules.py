@@ -11,12 +11,58 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SPACINGS = ('linear', 'quadratic')
+BETAS = ('linear', 'scaled_linear', 'cosine')
+SPACINGS = ('linear', 'quadratic', 'linspace', 'trailing')
 
 
 def linear_betas(T: int, beta_min: float, beta_max: float) -> np.ndarray:
     """T values evenly spaced from beta_min to beta_max, float64 [T] (Ho et al. 2020, section 4)."""
     return np.linspace(beta_min, beta_max, T, dtype=np.float64)
+
+
+def scaled_linear_betas(T: int, beta_min: float, beta_max: float) -> np.ndarray:
+    """Their roots are evenly spaced, float64 [T]: as in the code of Rombach et al. 2022."""
+    return linear_betas(T, beta_min**0.5, beta_max**0.5) ** 2
+
+
+def cosine_betas(T: int) -> np.ndarray:
+    """Those of a squared cosine as alpha_bar, at most 0.999, float64 [T].
+
+    Nichol and Dhariwal 2021, eq. 17 with s = 0.008, and the clip of section 3.2.
+    """
+    s = 0.008
+    f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """The schedule moved so that x_T is pure noise (Lin et al. 2024, Algorithm 1), float64 [T].
+
+    sqrt(alpha_bar) is shifted to end at 0 and stretched to begin where it did. The last beta is 1:
+    of x_T a network can say x_0 or v, but not what the noise leaves.
+    """
+    root = np.sqrt(np.cumprod(1 - betas.astype(np.float64)))
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    alpha_bar = root**2
+    return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+
+
+def geometric_sigmas(levels: int, sigma_min: float, sigma_max: float) -> np.ndarray:
+    """The noise ladder of NCSN, least noise first, float64 [levels].
+
+    10 levels from 0.01 to 1 in Song and Ermon 2019 (section 5); 232 levels from 0.01 to 50 for
+    CIFAR-10 in Song and Ermon 2020. The papers count from the most noise down.
+    """
+    return np.geomspace(sigma_min, sigma_max, levels)
+
+
+def make_betas(name: str, T: int, beta_min: float, beta_max: float) -> np.ndarray:
+    """The schedule of that name, one of BETAS; 'cosine' has no ends to be told."""
+    return {
+        'linear': lambda: linear_betas(T, beta_min, beta_max),
+        'scaled_linear': lambda: scaled_linear_betas(T, beta_min, beta_max),
+        'cosine': lambda: cosine_betas(T),
+    }[name]()
 
 
 def spaced_times(T: int, steps: int, spacing: str) -> np.ndarray:
@@ -27,6 +73,10 @@ def spaced_times(T: int, steps: int, spacing: str) -> np.ndarray:
     'quadratic': tau_i = floor(c i^2) with the last at 0.8 T, as the authors' code does for
     CIFAR-10. Many steps make the first of these coincide. A step from t to t changes nothing, so
     that such times are visited once, and there are fewer than `steps` of them.
+    'linspace': from 0 to T-1, both visited: the respacing of Nichol and Dhariwal 2021 (section 4),
+    rounded as their code does. diffusers' 'linspace' differs by 1 where it rounds ties otherwise.
+    'trailing': tau_i = round((i + 1) T / steps) - 1: the last is T-1, the first is not 0 (Lin et
+    al. 2024, table 2; diffusers' 'trailing').
     A single step starts at T-1.
 
     Args:
@@ -41,6 +91,12 @@ def spaced_times(T: int, steps: int, spacing: str) -> np.ndarray:
         return np.array([T - 1])
     if spacing == 'linear':
         return np.arange(steps) * T // steps
+    if spacing == 'linspace':
+        # Summed up and not multiplied, since ties round by the sum's last digits.
+        strides = np.full(steps - 1, (T - 1) / (steps - 1))
+        return np.round(np.append(0.0, np.cumsum(strides))).astype(np.int64)
+    if spacing == 'trailing':
+        return np.round(T - np.arange(steps)[::-1] * (T / steps)).astype(np.int64) - 1
     return np.unique((np.linspace(0, np.sqrt(0.8 * T), steps) ** 2).astype(np.int64))
 
 
@@ -66,7 +122,7 @@ class DiscreteProcess(NamedTuple):
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> 'DiscreteProcess':
-        """The process with these betas [T], each in (0, 1)."""
+        """The process with these betas [T], each in (0, 1), of which the last may be 1."""
         return cls._from_alpha_bar(np.arange(len(betas)), np.cumprod(1 - betas.astype(np.float64)))
 
     @classmethod
@@ -110,6 +166,16 @@ class Step(NamedTuple):
     def beta_tilde(self) -> jax.Array:
         """Variance of q(x_prev | x_t, x_0) (eq. 7)."""
         return (self.noise_std_prev / self.noise_std) ** 2 * self.beta
+
+    def learned_variance(self, share: jax.Array) -> jax.Array:
+        """beta_tilde^(1 - share) beta^share (Nichol and Dhariwal 2021, eq. 15); 0 of x_0.
+
+        Args:
+          share: [n, h, w, c], 0 to 1 and, where a network says so, somewhat beyond.
+        """
+        more = self.noise_std_prev > 0
+        log_ratio = jnp.log(jnp.where(more, self.noise_std_prev / self.noise_std, 1.0))
+        return jnp.where(more, self.beta * jnp.exp(2 * (1 - share) * log_ratio), 0.0)
 
     def posterior_mean(self) -> tuple[jax.Array, jax.Array]:
         """(c_0, c_t), in the mean c_0 x_0 + c_t x_t of q(x_prev | x_t, x_0) (eq. 7)."""
@@ -158,7 +224,8 @@ class Trajectory(NamedTuple):
         index = jnp.sort(jnp.where(visited, jnp.arange(1, T + 1, dtype=jnp.int32), T), axis=1)
         alpha_bar = np.append(1.0, process.alpha_bar)
         # In two parts, since beta is told by a difference of two that agree in their first digits.
-        high = np.float32(log := np.log(alpha_bar))
+        log = np.log(np.maximum(alpha_bar, np.finfo(np.float64).tiny))
+        high = np.float32(log)
         roots = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
         return cls(
             visited.sum(1, dtype=jnp.int32),

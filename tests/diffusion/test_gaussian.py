@@ -1,11 +1,15 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import improved_ddpm_cifar10
 from gen_jax.config import default, validate
 from gen_jax.diffusion import gaussian
 from gen_jax.errors import UserError
+from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
 
 B = 4
@@ -208,7 +212,8 @@ def test_evaluate_gives_one_number_per_example(make):
     state, whole = randomised(method), batch()
     evaluate = jax.jit(method.evaluate_step)
     out = evaluate(keys(B), state, whole)
-    assert set(out) == {'simple_loss', 'vlb_bits_per_dim'}
+    parts = {f'vlb_{name}_bits_per_dim' for name in ('prior', 'middle', 'decoder')}
+    assert set(out) == {'simple_loss', 'vlb_bits_per_dim', *parts}
     alone = evaluate(keys(B)[1:2], state, {k: v[1:2] for k, v in whole.items()})
     for name, values in out.items():
         assert values.shape == (B,)
@@ -218,6 +223,9 @@ def test_evaluate_gives_one_number_per_example(make):
 
 FLIPS = {
     'diffusion__timesteps': 21,
+    'diffusion__betas': 'cosine',
+    'diffusion__prediction': 'x_0',
+    'diffusion__told': 'thousandths',
     'diffusion__beta_min': 0.01,
     'diffusion__beta_max': 0.3,
     'sampler__name': 'ddpm',
@@ -238,6 +246,206 @@ def test_every_sampling_field_changes_the_sample(field):
     assert np.any(sample(config()) != sample(config(**{field: FLIPS[field]})))
 
 
+def on_random_outputs(diffusion=None, **changes):
+    """The training objective's values where a network says something random."""
+    diffusion = {f'diffusion__{name}': value for name, value in (diffusion or changes).items()}
+    settings = config(**diffusion)
+    model = gaussian.Model.from_config(settings)
+    objective = gaussian.make_objective(settings.diffusion, model)
+    rng = np.random.default_rng(0)
+    x_0, x_t, eps, f, v = rng.uniform(-1, 1, (5, B, 4, 4, 1)).astype(np.float32)
+    raw = jnp.concatenate([f, v], -1) if model.learned else f
+    return np.asarray(objective(raw, x_0, x_t, jnp.int32([0, 4, 11, 19]), eps)), (x_0, eps, f)
+
+
+HYBRID = {'learned_variance': True, 'loss': 'hybrid'}
+
+
+@pytest.mark.parametrize(
+    ('base', 'flip'),
+    [
+        ({}, {'betas': 'scaled_linear', 'weighting': 'x_0'}),
+        ({}, {'prediction': 'v'}),
+        ({}, {'loss': 'vlb'}),
+        ({}, {'weighting': 'x_0'}),
+        ({}, {'weighting': 'min_snr', 'gamma': 0.1}),
+        ({'prediction': 'v'}, {'weighting': 'eps'}),
+        ({'prediction': 'v', 'weighting': 'eps'}, {'zero_snr': True}),
+        ({'weighting': 'min_snr'}, {'gamma': 0.1}),
+        ({}, HYBRID),
+        (HYBRID, {'loss': 'vlb'}),
+        (HYBRID, {'vlb_weight': 0.1}),
+        (HYBRID, {'weighting': 'min_snr', 'gamma': 0.1}),
+    ],
+)
+def test_every_training_field_changes_the_objective(base, flip):
+    assert np.any(on_random_outputs(**base)[0] != on_random_outputs(**base | flip)[0])
+
+
+def test_weightings_by_hand():
+    """Hang et al. 2023, section 3.4: of the squared errors of eps, x_0 and v."""
+    model = gaussian.Model.from_config(config())
+    snr = (model.process.alpha_bar / (1 - model.process.alpha_bar))[[0, 4, 11, 19]]
+    snr, least = (x[:, None, None, None] for x in (snr, np.minimum(snr, 2.0)))
+    want = {'eps': least / snr, 'x_0': least, 'v': least / (snr + 1)}
+    for prediction, factor in want.items():
+        plain, _ = on_random_outputs(prediction=prediction)
+        got, _ = on_random_outputs(prediction=prediction, weighting='min_snr', gamma=2.0)
+        np.testing.assert_allclose(got, factor * plain, rtol=1e-4)
+    plain, (x_0, eps, f) = on_random_outputs()
+    np.testing.assert_allclose(plain, (eps - f) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(on_random_outputs(prediction='x_0')[0], (x_0 - f) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('prediction', 'zero_snr'),
+    [('eps', False), ('x_0', False), ('v', False), ('x_0', True), ('v', True)],
+)
+def test_what_is_said_of_x_t_is_the_image_and_the_noise(prediction, zero_snr):
+    changes = {'diffusion__prediction': prediction, 'diffusion__zero_snr': zero_snr}
+    model = gaussian.Model.from_config(config(**changes))
+    rng = np.random.default_rng(0)
+    x_0, eps = rng.standard_normal((2, B, 4, 4, 1)).astype(np.float32)
+    t = jnp.int32([0, 4, 11, 19])
+    level = model.level(t)
+    x_t = level[0] * x_0 + level[1] * eps
+    got = model.estimate(model.prediction.target(x_0, eps, *level), x_t, t)
+    # Of x_T without any of x_0, even v says x_0.
+    np.testing.assert_allclose(got.x_0, x_0, atol=1e-4)
+    np.testing.assert_allclose(got.eps, eps, atol=1e-3)
+    assert got.share is None
+
+
+def learned(**changes):
+    hybrid = {f'diffusion__{name}': value for name, value in HYBRID.items()}
+    return config(sampler__variance='learned_range', **hybrid | changes)
+
+
+def test_a_learned_variance_is_sampled_evaluated_and_guided():
+    settings = learned(
+        sampler__name='ddpm',
+        sampler__spacing='linspace',
+        data__num_classes=3,
+        diffusion__label_dropout=0.5,
+    )
+    method = gaussian.create(settings)
+    state, label = randomised(method), jnp.int32([0, 2])
+    assert state.net.params['conv_out']['kernel'].shape[-1] == 2
+    sample = jax.jit(method.sample_step)
+    plain = sample(keys(2), state, {'label': label})
+    assert plain.shape == (2, 4, 4, 1)
+    assert np.isfinite(plain).all()
+    strong = sample(keys(2), state, {'label': label, 'guidance': jnp.full(2, 3.0)})
+    assert np.abs(plain - strong).max() > 1e-3
+    bits = {}
+    for variance in ('learned_range', 'fixed_small'):
+        settings.sampler.variance = variance
+        evaluate = jax.jit(gaussian.create(settings).evaluate_step)
+        bits[variance] = evaluate(keys(B), state, batch())['vlb_bits_per_dim']
+    assert np.abs(bits['learned_range'] - bits['fixed_small']).max() > 1e-2
+
+
+def test_guidance_leaves_the_variance_to_the_condition():
+    def said(x_t, t, label):
+        return jnp.concatenate([x_t + label[:, None, None, None], 10.0 * x_t], -1)
+
+    x_t, label = jnp.ones((2, 3, 3, 1)), jnp.int32([1, 2])
+    got = gaussian.guide(said, x_t, jnp.zeros(2), label, 5, jnp.float32([0.0, 3.0]))
+    np.testing.assert_allclose(got[..., 0].mean((1, 2)), [1 + 5, 1 + 5 + 3 * (2 - 5)])
+    np.testing.assert_allclose(got[..., 1], 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loss', ['hybrid', 'vlb'])
+def test_losses_with_a_variance_fall(loss):
+    method = gaussian.create(learned(diffusion__loss=loss, optimizer__learning_rate=1e-2))
+    state = before = jax.jit(method.init)(jax.random.key(0), batch())
+    step = jax.jit(method.train_step)
+    each = []
+    for i in range(30):
+        state, metrics = step(jax.random.key(i), state, batch())
+        each.append(metrics['loss'])
+    assert np.mean(each[-10:]) < 0.8 * np.mean(each[:3])
+    same = jax.tree.map(lambda x, y: bool(jnp.all(x == y)), before.net.params, state.net.params)
+    assert not any(jax.tree.leaves(same))
+
+
+def resampled(**changes):
+    """(method, compiled step, first state) where the bound draws its times by its losses."""
+    vlb = {'diffusion__times': 'loss_second_moment', 'diffusion__loss': 'vlb'}
+    settings = learned(optimizer__learning_rate=1e-9, **vlb | changes)
+    method = gaussian.create(settings)
+    state = jax.jit(method.init)(jax.random.key(0), batch())
+    return method, jax.jit(method.train_step), state
+
+
+@pytest.fixture(scope='module')
+def resampling():
+    return resampled()
+
+
+def with_history(state):
+    """In which every time has ten losses, by which t = 3 is drawn nearly always."""
+    history = {'losses': jnp.ones((20, 10)).at[3].set(1e6), 'count': jnp.full(20, 10)}
+    return state.replace(net=state.net.replace(extra={'times': history}))
+
+
+def assert_drawn_where_losses_were_large(step, state):
+    after, metrics = step(jax.random.key(1), with_history(state), batch())
+    history = after.net.extra['times']
+    gained = np.asarray(history['count']) - 10
+    assert gained.sum() == B
+    assert gained[3] == B
+    kept = np.asarray(history['losses'])[3]
+    new = kept[kept < 1e6]
+    assert new.shape == (B,)
+    # Each counts 1 / (T p_t), and p_t is 0.999 + 0.001 / T of what the others' ones leave.
+    np.testing.assert_allclose(metrics['loss'], new.mean() / (20 * 0.99903), rtol=1e-4)
+
+
+def test_times_are_drawn_where_losses_were_large(resampling):
+    _, step, state = resampling
+    assert_drawn_where_losses_were_large(step, state)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_are_remembered_in_turn():
+    _, step, state = resampled(accumulate=2)
+    assert_drawn_where_losses_were_large(step, state)
+
+
+def test_before_every_time_has_a_history_all_are_alike(resampling):
+    method, step, state = resampling
+    assert set(state.net.extra) == {'times'}
+    after, metrics = step(jax.random.key(1), state, batch())
+    history = after.net.extra['times']
+    np.testing.assert_allclose(metrics['loss'], history['losses'].sum() / B, rtol=1e-5)
+    assert history['count'].sum() == B
+    shapes = jax.eval_shape(method.sample_step, keys(2), after, {})  # the network ignores it
+    assert shapes.shape == (2, 4, 4, 1)
+
+
+def test_resumed_equals_uninterrupted_with_a_history_of_losses(resampling, tmp_path):
+    _, step, state = resampling
+
+    def steps(state, numbers):
+        for i in numbers:
+            state, _ = step(jax.random.key(i), state, batch())
+        return state
+
+    half = steps(with_history(state), range(2))
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+        checkpoints.save(2, half, {})
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), half
+        )
+        _, restored, _ = checkpoints.restore(shapes)
+    assert fingerprint(steps(restored, (2, 3))) == fingerprint(steps(half, (2, 3)))
+    forgetful = half.replace(net=half.net.replace(extra=state.net.extra))
+    assert fingerprint(steps(forgetful, (2, 3))) != fingerprint(steps(half, (2, 3)))
+
+
 def test_variance_changes_ancestral_sampling_and_the_bound():
     outputs = []
     for variance in ('fixed_large', 'fixed_small'):
@@ -247,6 +455,15 @@ def test_variance_changes_ancestral_sampling_and_the_bound():
         outputs.append((method.sample_step(keys(2), state, {}), bits))
     for large, small in zip(*outputs, strict=True):
         assert np.abs(large - small).max() > 1e-3
+
+
+@pytest.mark.parametrize('variant', ['', 'vlb'])
+def test_improved_ddpm_has_the_papers_network(variant):
+    method = gaussian.create(improved_ddpm_cifar10.get_config(variant))
+    images = {'image': jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)}
+    state = jax.eval_shape(method.init, jax.random.key(0), images)
+    assert sum(x.size for x in jax.tree.leaves(state.net.params)) == 52_546_438
+    assert method.network_calls == 4000
 
 
 @pytest.mark.parametrize(
@@ -268,6 +485,18 @@ def test_variance_changes_ancestral_sampling_and_the_bound():
         ({'sample__knobs__eta': 0.5, 'sampler__name': 'ddpm'}, "only 'ddim' knows eta"),
         ({'sample__knobs__guidance': 2.0}, 'cannot be guided'),
         ({'model__groups': 3}, 'groups'),
+        ({'diffusion__betas': 'cosin'}, "did you mean 'cosine'"),
+        ({'diffusion__prediction': 'velocity'}, 'known are: eps, v, x_0'),
+        ({'diffusion__told': 'times'}, "did you mean 'time'"),
+        ({'diffusion__weighting': 'minsnr'}, "did you mean 'min_snr'"),
+        ({'diffusion__times': 'second_moment'}, "did you mean 'loss_second_moment'"),
+        ({'diffusion__gamma': 0.0}, 'more than 0'),
+        ({'diffusion__vlb_weight': 0.0}, 'more than 0'),
+        ({'diffusion__zero_snr': True}, "'v' or 'x_0' with zero_snr=True"),
+        ({'diffusion__learned_variance': True}, "'hybrid' or 'vlb'"),
+        ({'diffusion__loss': 'hybrid'}, "'simple' or 'vlb'"),
+        ({'diffusion__loss': 'vlb', 'diffusion__weighting': 'x_0'}, 'weights of its own'),
+        ({'sampler__variance': 'learned_range'}, 'learned_variance=False'),
     ],
 )
 def test_mistakes_are_named(changes, says):

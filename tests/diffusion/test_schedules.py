@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 
 from gen_jax.diffusion.schedules import (
+    BETAS,
     SPACINGS,
     DiscreteProcess,
     Trajectory,
+    cosine_betas,
+    geometric_sigmas,
     linear_betas,
+    make_betas,
+    scaled_linear_betas,
     spaced_times,
+    zero_terminal_snr,
 )
 
 PROCESS = DiscreteProcess.from_betas(linear_betas(1000, 1e-4, 0.02))
@@ -20,6 +26,52 @@ def test_linear_betas():
     assert betas.shape == (1000,)
     np.testing.assert_allclose([betas[0], betas[-1]], [1e-4, 0.02])
     np.testing.assert_allclose(np.diff(betas), 0.0199 / 999)
+
+
+def test_scaled_linear_betas():
+    betas = scaled_linear_betas(1000, 0.00085, 0.012)  # latent diffusion's numbers
+    np.testing.assert_allclose([betas[0], betas[-1]], [0.00085, 0.012])
+    np.testing.assert_allclose(np.diff(np.sqrt(betas), 2), 0, atol=1e-15)
+
+
+def test_cosine_betas_make_a_squared_cosine():
+    T = 4000
+    process = DiscreteProcess.from_betas(cosine_betas(T))
+    t = np.arange(1, T) / T  # but for the last, which is clipped
+    angles = (np.array([0, *t]) + 0.008) / 1.008 * np.pi / 2
+    want = np.cos(angles[1:]) ** 2 / np.cos(angles[0]) ** 2
+    np.testing.assert_allclose(process.alpha_bar[:-1], want, rtol=1e-9)
+    np.testing.assert_allclose(process.beta[-1], 0.999)
+
+
+@pytest.mark.parametrize('name', BETAS)
+def test_betas_by_name(name):
+    betas = make_betas(name, 100, 1e-3, 0.2)
+    assert betas.shape == (100,)
+    assert betas.dtype == np.float64
+    assert (np.diff(betas) > 0).all()
+    assert ((betas > 0) & (betas < 1)).all()
+
+
+@pytest.mark.parametrize('name', BETAS)
+def test_zero_terminal_snr(name):
+    betas = make_betas(name, 100, 1e-3, 0.1)
+    old, new = (DiscreteProcess.from_betas(x) for x in (betas, zero_terminal_snr(betas)))
+    assert new.alpha_bar[-1] == 0
+    assert new.beta[-1] == 1
+    np.testing.assert_allclose(new.alpha_bar[0], old.alpha_bar[0], rtol=1e-12)
+    # An affine map of the root of alpha_bar.
+    ratio = np.diff(np.sqrt(new.alpha_bar)) / np.diff(np.sqrt(old.alpha_bar))
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-9)
+    step = Trajectory.create(new, jnp.int32([100]), 'linear').at(99)
+    assert [float(x.squeeze()) for x in (step.scale, step.noise_std, step.beta)] == [0, 1, 1]
+    np.testing.assert_allclose(np.squeeze(step.beta_tilde), new.beta_tilde[-1], rtol=1e-6)
+
+
+def test_geometric_sigmas():
+    sigmas = geometric_sigmas(10, 0.01, 1.0)
+    np.testing.assert_allclose([sigmas[0], sigmas[-1]], [0.01, 1])
+    np.testing.assert_allclose(sigmas[1:] / sigmas[:-1], 100 ** (1 / 9))
 
 
 def test_process_by_simulating_its_definition():
@@ -70,6 +122,12 @@ def test_part_of_a_process_keeps_its_marginals():
         (1, 'quadratic', [999]),
         (2, 'quadratic', [0, 800]),
         (5, 'quadratic', [0, 50, 200, 450, 800]),
+        (4, 'linspace', [0, 333, 666, 999]),
+        (3, 'linspace', [0, 500, 999]),  # of the tie 499.5 the even one
+        (1, 'linspace', [999]),
+        (4, 'trailing', [249, 499, 749, 999]),
+        (3, 'trailing', [332, 666, 999]),
+        (1, 'trailing', [999]),
     ],
 )
 def test_spaced_times(steps, spacing, want):
@@ -123,10 +181,20 @@ def expected_step(process, i):
 
 
 @pytest.mark.parametrize('spacing', SPACINGS)
-@pytest.mark.parametrize('betas', [(1000, 1e-4, 0.02), (1000, 1e-6, 0.2), (20, 1e-4, 0.5)])
+@pytest.mark.parametrize(
+    'betas',
+    [
+        linear_betas(1000, 1e-4, 0.02),
+        linear_betas(1000, 1e-6, 0.2),
+        linear_betas(20, 1e-4, 0.5),
+        cosine_betas(1000),
+        zero_terminal_snr(cosine_betas(20)),
+    ],
+    ids=['ddpm', 'wide', 'few', 'cosine', 'zero_snr'],
+)
 def test_coefficients_of_a_trajectory_are_those_of_the_process(betas, spacing):
-    T = betas[0]
-    process = DiscreteProcess.from_betas(linear_betas(*betas))
+    T = len(betas)
+    process = DiscreteProcess.from_betas(betas)
     grid = [s for s in (1, 2, 3, 10, 50, 51, 250, 333, 999, 1000) if s <= T]
     trajectory = Trajectory.create(process, jnp.int32(grid), spacing)
 
@@ -157,3 +225,15 @@ def test_a_trajectory_through_part_of_a_process_tells_the_network_its_times():
     assert step.scale.shape == (3, 1, 1, 1)
     np.testing.assert_array_equal(step.scale_prev.squeeze(), [1, 1, 1])
     np.testing.assert_allclose(step.beta.squeeze(), 1 - PROCESS.alpha_bar[[3, 3, 999]], rtol=1e-6)
+
+
+def test_learned_variance_lies_between_the_two():
+    trajectory = Trajectory.create(PROCESS, jnp.int32([10]), 'linear')
+    seen = PROCESS.at(spaced_times(1000, 10, 'linear'))
+    share = jnp.float32([0, 1, 0.25, -0.5])[None, None, None]
+    for i in (1, 5, 9):
+        low, high = seen.beta_tilde[i], seen.beta[i]
+        want = [low, high, low**0.75 * high**0.25, low**1.5 * high**-0.5]
+        got = trajectory.at(i).learned_variance(share).squeeze()
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_array_equal(trajectory.at(0).learned_variance(share).squeeze(), 0)

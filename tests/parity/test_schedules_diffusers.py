@@ -1,0 +1,44 @@
+"""Discrete schedules against diffusers'."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('diffusers')
+
+from diffusers import DDIMScheduler  # noqa: E402
+
+from gen_jax.diffusion.schedules import (  # noqa: E402
+    DiscreteProcess,
+    make_betas,
+    spaced_times,
+    zero_terminal_snr,
+)
+
+NAMES = {'linear': 'linear', 'scaled_linear': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
+
+
+@pytest.mark.parametrize('zero_snr', [False, True])
+@pytest.mark.parametrize('name', NAMES)
+def test_alpha_bar(name, zero_snr):
+    theirs = DDIMScheduler(
+        1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule=NAMES[name],
+        rescale_betas_zero_snr=zero_snr,
+    )
+    betas = make_betas(name, 1000, 0.00085, 0.012)
+    betas = zero_terminal_snr(betas) if zero_snr else betas
+    # Theirs has rounded its betas, and their product, to float32.
+    got = DiscreteProcess.from_betas(betas).alpha_bar
+    np.testing.assert_allclose(got, theirs.alphas_cumprod, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('steps', [1, 2, 10, 25, 50, 333, 999, 1000])
+def test_trailing_times(steps):
+    theirs = DDIMScheduler(1000, timestep_spacing='trailing')
+    theirs.set_timesteps(steps)
+    np.testing.assert_array_equal(
+        spaced_times(1000, steps, 'trailing'), theirs.timesteps.numpy()[::-1]
+    )
