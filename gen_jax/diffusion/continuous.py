@@ -5,20 +5,28 @@ T steps is `diffusion.gaussian`. With classes, guidance is classifier-free.
 """
 
 from functools import partial
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import gaussian, losses, networks, predictions, processes, samplers
-from gen_jax.diffusion.gaussian import (
-    State,
-    hide,
-    knob,
-    labels,
-    with_and_without,
+from gen_jax.diffusion import (
+    augment,
+    gaussian,
+    losses,
+    networks,
+    predictions,
+    processes,
+    samplers,
+    solvers,
 )
-from gen_jax.diffusion.guidance import classifier_free
+from gen_jax.diffusion.gaussian import State, hide, knob, labels
+from gen_jax.diffusion.guidance import by_label, interval
+from gen_jax.diffusion.predictions import Prediction
+from gen_jax.diffusion.processes import Path, Process
+from gen_jax.errors import UserError
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 CHOICES = ('network',)
@@ -33,8 +41,8 @@ PROCESSES = {
 }
 RANGED = ('vp_linear', 'sub_vp', 've', 'edm')
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
-TOLD = ('time', 'log_ratio')
-SAMPLERS = ('ddim', 'ancestral', 'heun', 'dpmpp_2m')
+TOLD = ('time', 'log_ratio', 'log_sigma')
+PAIRINGS = ('random', 'optimal')
 
 
 def defaults(network: str = 'unet') -> dict:
@@ -45,174 +53,240 @@ def defaults(network: str = 'unet') -> dict:
             'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, edm, flow
             'range': (),  # least and most beta (vp_linear, sub_vp) or sigma (ve, edm); (): usual
             'prediction': 'edm',  # what the network says: eps, x_0, v, score, velocity, edm
-            'told': 'log_ratio',  # what it is told: time (999 t), log_ratio (log(sigma/alpha) / 4)
+            # What it is told: time (999 t), log_ratio (log(sigma/alpha) / 4, as EDM's networks), or
+            # log_sigma (log(sigma/alpha / 2): score_sde's NCSN++, which count images in [0, 1])
+            'told': 'log_ratio',
             'weighting': 'simple',  # of its errors: simple, eps, x_0, edm, min_snr, likelihood
+            'gamma': 5.0,  # of min_snr
             'times': 'lognormal',  # at which it is trained: uniform, lognormal, logit_normal
             'times_mean': -1.2,  # of the normal in the last two
             'times_std': 1.2,
             'sigma_data': 0.5,  # the data's standard deviation, for prediction and weighting 'edm'
+            'pairing': 'random',  # of image and noise in training: random, optimal (OT-CFM)
+            'augment': 0.0,  # probability of each augmentation, which the network song is told
             'label_dropout': 0.0,  # share of labels hidden in training; more than 0: guidance
         },
         'optimizer': optimizer_defaults(learning_rate=1e-3, warmup=1000, clip=1.0),
         'ema_decay': 0.999,
         'sampler': {
-            'name': 'heun',  # ddim (eta 0: Euler; 1: Euler ancestral), ancestral, heun, dpmpp_2m
-            'churn_range': (0.0, 1e6),  # sigma / alpha at which heun adds noise
-            'churn_noise': 1.0,  # its standard deviation, in multiples of what the schedule says
-            'spacing': 'karras',  # of times visited: linear, quadratic, trailing, karras, log_snr
-            'clip': False,  # keep the estimate of the image in [-1, 1]
+            **solvers.defaults('heun', 'karras', 'fixed_small', clip=False, continuous=True),
+            'guidance_interval': (),  # least and most sigma / alpha that is guided; (): all
         },
         'sample': {
             'knobs': {
-                'eta': 0.0,  # noise of ddim: 0 (none) to 1
-                'churn': 0.0,  # noise of heun: S_churn, 0 (none) or more
+                **solvers.knobs(steps=18, continuous=True),
                 'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
-                'steps': 18,  # times visited; heun calls the network twice at each but the last
+                'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds
             }
         },
     }
 
 
+class Model(NamedTuple):
+    """A network, and what its input and its output mean."""
+
+    network: nn.Module
+    process: Process
+    prediction: Prediction
+    told: str
+
+    @classmethod
+    def from_config(cls, config) -> 'Model':
+        """The one that a config's `diffusion` and `model` describe."""
+        diffusion = config.diffusion
+        known = predictions.PREDICTIONS | {'edm': predictions.edm(diffusion.sigma_data)}
+        process = PROCESSES[diffusion.process](*diffusion.range)
+        network = networks.build(config)
+        if diffusion.augment > 0:
+            network = network.clone(augment_dim=augment.LABELS)
+        return cls(network, process, known[diffusion.prediction], diffusion.told)
+
+    def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        return alpha[:, None, None, None], sigma[:, None, None, None]
+
+    def time(self, t: jax.Array) -> jax.Array:
+        """What the network is told of t [n]."""
+        if self.told == 'time':
+            return 999 * t
+        ratio = self.process.sigma(t) / self.process.alpha(t)
+        return jnp.log(ratio) / 4 if self.told == 'log_ratio' else jnp.log(ratio / 2)
+
+    def raw(self, variables, x_t, t, label, **options) -> jax.Array:
+        """What the network says, [n, h, w, c]."""
+        scaled = self.prediction.scale(*self.level(t)) * x_t
+        return self.network.apply(variables, scaled, self.time(t), label, **options)
+
+
 def create(config) -> Method:
     """Diffusion as `defaults` describes it.
 
-    `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take;
-    `denoise`'s times are the process's own, float32 [n]. `evaluate_step` gives `loss`, at a drawn
-    time.
+    `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take, the
+    knobs of `defaults`, and where the model was trained to be guided `negative_label` int32 [n], to
+    be guided away from, in place of no label. `denoise`'s times are the process's own, float32 [n].
+    `evaluate_step` gives `loss`, at a drawn time.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
     check(config)
-    data, diffusion, sampler = config.data, config.diffusion, config.sampler
+    data, sampler = config.data, config.sampler
     shape = (data.image_size, data.image_size, data.channels)
-    num_classes, guided = data.num_classes, diffusion.label_dropout > 0
-    process = PROCESSES[diffusion.process](*diffusion.range)
-    edm = predictions.edm(diffusion.sigma_data)
-    prediction = (predictions.PREDICTIONS | {'edm': edm})[diffusion.prediction]
-    weight = losses.weighting(
-        diffusion.weighting, process, prediction, sigma_data=diffusion.sigma_data
-    )
-    network = networks.build(config)
-    tx = optimizer(config.optimizer)
-
-    def level(t):
-        """(alpha, sigma) at t [n], [n, 1, 1, 1]."""
-        return process.alpha(t)[:, None, None, None], process.sigma(t)[:, None, None, None]
-
-    def told(t):
-        if diffusion.told == 'time':
-            return 999 * t
-        return jnp.log(process.sigma(t) / process.alpha(t)) / 4
-
-    def output(variables, x_t, t, label, **options):
-        scaled = prediction.scale(*level(t)) * x_t
-        return network.apply(variables, scaled, told(t), label, **options)
+    model, tx = Model.from_config(config), optimizer(config.optimizer)
+    squares = make_squares(config.diffusion, model)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
-        label = jnp.zeros(1, jnp.int32) if num_classes else None
-        variables = network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
+        label = jnp.zeros(1, jnp.int32) if data.num_classes else None
+        variables = model.network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
         return State(Net.create(variables, tx, ema=True))
 
-    def draw_times(key, n):
-        return losses.draw_times(
-            diffusion.times, process, key, n, diffusion.times_mean, diffusion.times_std
-        )
-
-    def squares(variables, x_0, t, eps, label, **options):
-        """The weighted squared error of each example, [b]."""
-        alpha, sigma = level(t)
-        f = output(variables, alpha * x_0 + sigma * eps, t, label, **options)
-        error = f - prediction.target(x_0, eps, alpha, sigma)
-        return weight(t) * jnp.mean(error**2, (1, 2, 3))
-
-    def train_step(key, state, batch):
-        check_batch(batch, data.image_size, data.channels)
-        x_0, label = batch['image'], labels(batch, num_classes)
-        key_t, key_eps, key_label, key_dropout = jax.random.split(key, 4)
-        t, eps = draw_times(key_t, len(x_0)), jax.random.normal(key_eps, x_0.shape)
-        if guided:
-            label = hide(key_label, label, diffusion.label_dropout, num_classes)
-
-        def loss_fn(params, extra, drawn):
-            x_0, t, eps, label, key = drawn
-            options = {'train': True, 'rngs': {'dropout': key}}
-            loss = squares({'params': params, **extra}, x_0, t, eps, label, **options).mean()
-            return loss, (extra, {})
-
-        drawn = x_0, t, eps, label, key_dropout
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, drawn, config.accumulate)
-        return State(net), metrics
-
     def denoise(state, x_t, t, condition):
-        label, variables = labels(condition, num_classes), state.net.variables(ema=True)
         t = jnp.asarray(t, jnp.float32)
-
-        def estimate(x_t, t, label):
-            return prediction.x_0(output(variables, x_t, t, label), x_t, *level(t))
-
-        if guided:
-            both = with_and_without(estimate, x_t, t, label, num_classes)
-            x_0 = classifier_free(*both, knob(config, condition, 'guidance', len(x_t)))
-        else:
-            x_0 = estimate(x_t, t, label)
+        raw = partial(model.raw, state.net.variables(ema=True))
+        f = guided(config, model, raw, x_t, t, condition)
+        x_0 = model.prediction.x_0(f, x_t, *model.level(t))
         return jnp.clip(x_0, -1.0, 1.0) if sampler.clip else x_0
 
     def sample_step(keys, state, condition):
-        steps = knob(config, condition, 'steps', len(keys))
-        path = processes.Path(process, steps, sampler.spacing)
-        args = partial(denoise, state, condition=condition), path, keys, shape
-        if sampler.name == 'ancestral':
-            x_0 = samplers.ancestral(*args, 'fixed_small')
-        elif sampler.name == 'ddim':
-            x_0 = samplers.ddim(*args, knob(config, condition, 'eta', len(keys)))
-        elif sampler.name == 'heun':
-            churn = knob(config, condition, 'churn', len(keys))
-            x_0 = samplers.heun(
-                *args, samplers.Churn(churn, *sampler.churn_range, sampler.churn_noise)
-            )
-        else:
-            x_0 = samplers.dpmpp_2m(*args)
-        return jnp.clip(x_0, -1.0, 1.0)
+        number = partial(knob, config, condition, n=len(keys))
+        path = Path(model.process, number('steps'), sampler.spacing)
+        asked = partial(denoise, state, condition=condition)
+        return jnp.clip(solvers.run(config, asked, path, keys, shape, number), -1.0, 1.0)
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)
-        t = jax.vmap(lambda key: draw_times(jax.random.fold_in(key, 0), 1)[0])(keys)
-        eps, label = samplers.normal(keys, 1, shape), labels(batch, num_classes)
+        times = partial(draw_times, config.diffusion, model, n=1)
+        t = jax.vmap(lambda key: times(jax.random.fold_in(key, 0))[0])(keys)
+        eps, label = samplers.normal(keys, 1, shape), labels(batch, data.num_classes)
         return {'loss': squares(state.net.variables(ema=True), batch['image'], t, eps, label)}
 
-    steps = config.sample.knobs.steps
-    calls = 2 * steps - 1 if sampler.name == 'heun' else steps
     return Method(
-        init, train_step, sample_step, evaluate_step, denoise=denoise, network_calls=calls
+        init,
+        make_train_step(config, model, squares, tx),
+        sample_step,
+        evaluate_step,
+        denoise=denoise,
+        network_calls=solvers.calls(config, config.sample.knobs.steps),
     )
+
+
+def draw_times(diffusion, model: Model, key: jax.Array, n: int) -> jax.Array:
+    """The times of n training examples, as `config.diffusion` draws them."""
+    mean, std = diffusion.times_mean, diffusion.times_std
+    return losses.draw_times(diffusion.times, model.process, key, n, mean, std)
+
+
+def make_squares(diffusion, model: Model):
+    """(variables, x_0, t, eps, label) -> the weighted squared error of each example, [b]."""
+    weight = losses.weighting(
+        diffusion.weighting,
+        model.process,
+        model.prediction,
+        gamma=diffusion.gamma,
+        sigma_data=diffusion.sigma_data,
+    )
+
+    def squares(variables, x_0, t, eps, label, **options):
+        alpha, sigma = model.level(t)
+        f = model.raw(variables, alpha * x_0 + sigma * eps, t, label, **options)
+        error = f - model.prediction.target(x_0, eps, alpha, sigma)
+        return weight(t) * jnp.mean(error**2, (1, 2, 3))
+
+    return squares
+
+
+def make_train_step(config, model: Model, squares, tx):
+    """(key, state, batch) -> (state, metrics), with `squares` for the loss."""
+    data, share = config.data, config.diffusion.label_dropout
+
+    def train_step(key, state, batch):
+        check_batch(batch, data.image_size, data.channels)
+        x_0, label = batch['image'], labels(batch, data.num_classes)
+        key_t, key_eps, key_label, key_dropout, key_augment = jax.random.split(key, 5)
+        t = draw_times(config.diffusion, model, key_t, len(x_0))
+        eps = jax.random.normal(key_eps, x_0.shape)
+        if share > 0:
+            label = hide(key_label, label, share, data.num_classes)
+        told = {}
+        if config.diffusion.augment > 0:
+            done = augment.draw(key_augment, len(x_0), config.diffusion.augment)
+            x_0, told = augment.apply(x_0, done), {'augment': done.labels()}
+        if config.diffusion.pairing == 'optimal':
+            eps = eps[losses.optimal_pairing(x_0, eps)]
+
+        def loss_fn(params, extra, drawn):
+            *drawn, told, key = drawn
+            options = {'train': True, 'rngs': {'dropout': key}, **told}
+            return squares({'params': params, **extra}, *drawn, **options).mean(), (extra, {})
+
+        drawn = x_0, t, eps, label, told, key_dropout
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, drawn, config.accumulate)
+        return State(net), metrics
+
+    return train_step
+
+
+def guided(config, model: Model, raw, x_t: jax.Array, t: jax.Array, condition: dict) -> jax.Array:
+    """What the network says given the condition's label, guided as the config and it say."""
+    null, n = config.data.num_classes, len(x_t)
+    label = labels(condition, null)
+    if config.diffusion.label_dropout == 0:
+        if 'negative_label' in condition:
+            raise UserError(
+                "'negative_label' in the condition of a model that cannot be guided: "
+                'expected none; train it with config.diffusion.label_dropout above 0'
+            )
+        return raw(x_t, t, label)
+    guidance, phi = (knob(config, condition, name, n) for name in ('guidance', 'guidance_rescale'))
+    if config.sampler.guidance_interval:
+        ratio = model.process.sigma(t) / model.process.alpha(t)
+        guidance = interval(guidance, ratio, *config.sampler.guidance_interval)
+    other = condition.get('negative_label', jnp.full(n, null, jnp.int32))
+    return by_label(raw, x_t, t, label, other, guidance, phi)
 
 
 def check(config) -> None:
     """Raises UserError where `diffusion`, `sampler` or `sample.knobs` cannot be obeyed."""
-    diffusion, sampler, knobs = config.diffusion, config.sampler, config.sample.knobs
+    diffusion, sampler = config.diffusion, config.sampler
     named = (
         ('process', PROCESSES),
         ('prediction', PREDICTIONS),
         ('told', TOLD),
         ('weighting', losses.WEIGHTINGS),
         ('times', losses.TIMES),
+        ('pairing', PAIRINGS),
     )
     for field, known in named:
         value = diffusion[field]
         require(value in known, f'diffusion.{field}', value, f'a known name{nearest(value, known)}')
-    for field, known in (('name', SAMPLERS), ('spacing', processes.SPACINGS)):
+    for field, known in (('variance', samplers.VARIANCES), ('spacing', processes.SPACINGS)):
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_range(diffusion)
     _check_fit(diffusion, sampler)
-    require(diffusion.times_std > 0, 'diffusion.times_std', diffusion.times_std, 'more than 0')
-    require(diffusion.sigma_data > 0, 'diffusion.sigma_data', diffusion.sigma_data, 'more than 0')
+    for field in ('gamma', 'times_std', 'sigma_data'):
+        require(diffusion[field] > 0, f'diffusion.{field}', diffusion[field], 'more than 0')
+    share, named = diffusion.augment, 'diffusion.augment'
+    require(0 <= share <= 1, named, share, 'a probability')
+    expected = f"0, because config.network={config.network!r}: only 'song' is told"
+    require(share == 0 or config.network == 'song', named, share, expected)
     gaussian.check_guidance(config)
-    require(1 <= knobs.steps <= 10_000, 'sample.knobs.steps', knobs.steps, '1 to 10000')
-    gaussian.check_eta(config)
-    _check_churn(sampler, knobs.churn)
+    _check_guidance(config)
+    solvers.check(config, continuous=True, finite=diffusion.process != 'flow')
+
+
+def _check_guidance(config) -> None:
+    ends, phi = tuple(config.sampler.guidance_interval), config.sample.knobs.guidance_rescale
+    ok = not ends or (len(ends) == 2 and 0 <= ends[0] < ends[1])
+    expected = '() or two numbers, 0 <= least < most'
+    require(ok, 'sampler.guidance_interval', ends, expected)
+    require(0 <= phi <= 1, 'sample.knobs.guidance_rescale', phi, '0 to 1')
+    able = config.diffusion.label_dropout > 0
+    why = 'because config.diffusion.label_dropout=0: the model cannot be guided'
+    require(able or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
+    require(able or phi == 0, 'sample.knobs.guidance_rescale', phi, f'0, {why}')
 
 
 def _check_range(diffusion) -> None:
@@ -222,16 +296,6 @@ def _check_range(diffusion) -> None:
     require(name in RANGED, 'diffusion.range', ends, f'(), as process={name!r} has none')
     ok = len(ends) == 2 and 0 < ends[0] < ends[1]
     require(ok, 'diffusion.range', ends, 'two numbers, 0 < least < most')
-
-
-def _check_churn(sampler, churn: float) -> None:
-    ends, name = tuple(sampler.churn_range), sampler.name
-    ok = len(ends) == 2 and 0 <= ends[0] < ends[1]
-    require(ok, 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
-    require(sampler.churn_noise > 0, 'sampler.churn_noise', sampler.churn_noise, 'more than 0')
-    require(churn >= 0, 'sample.knobs.churn', churn, '0 or more')
-    other = f"0, because config.sampler.name={name!r}: only 'heun' knows churn"
-    require(churn == 0 or name == 'heun', 'sample.knobs.churn', churn, other)
 
 
 def _check_fit(diffusion, sampler) -> None:
@@ -246,6 +310,5 @@ def _check_fit(diffusion, sampler) -> None:
     require(prediction in known, 'diffusion.prediction', prediction, f'one of {known} {here}')
     require(told == 'time', 'diffusion.told', told, f"'time' {here}")
     require(spacing in spacings, 'sampler.spacing', spacing, f'one of {spacings} {here}')
-    require(sampler.name != 'dpmpp_2m', 'sampler.name', 'dpmpp_2m', f'another {here}')
     times = diffusion.times
     require(times != 'lognormal', 'diffusion.times', times, f"'uniform' or 'logit_normal' {here}")

@@ -6,7 +6,11 @@ leave x_t as it is: what holds for scores holds for x_0, eps, v and velocities a
 
 All take estimates [n, ...] of any shape, and their numbers as float [n], one per sample; they can
 be traced. With a negative condition in place of none, `classifier_free` is guidance away from it.
+
+What ends with -d makes of one `denoise(x_t, t) -> x_0` another, which every sampler takes.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +97,64 @@ def rescale(guided: jax.Array, conditional: jax.Array, phi: jax.Array) -> jax.Ar
     ratio = jnp.where(now > 0, want / jnp.where(now > 0, now, 1.0), 1.0)
     phi = _each(phi, guided)
     return guided * (phi * ratio + (1 - phi))
+
+
+def by_label(
+    said: Callable,
+    x_t: jax.Array,
+    t: jax.Array,
+    label: jax.Array,
+    other: jax.Array,
+    guidance: jax.Array,
+    phi: jax.Array,
+) -> jax.Array:
+    """`classifier_free` and `rescale` of what one network says, of x_0 or another quantity.
+
+    Args:
+      said: (x_t, t, label) -> [n, ...]; called once, on a doubled batch.
+      x_t: [n, ...].
+      t: [n].
+      label: int32 [n].
+      other: int32 [n], the null class, or a negative condition.
+      guidance: [n]; 0 is what is said of `other`, 1 of `label`.
+      phi: [n], of `rescale`; 0 for none.
+
+    Returns:
+      [n, ...].
+    """
+    x_t, t = (jnp.concatenate([x, x]) for x in (x_t, t))  # [2n, ...]
+    given, instead = jnp.split(said(x_t, t, jnp.concatenate([label, other])), 2)  # [n, ...]
+    return rescale(classifier_free(given, instead, guidance), given, phi)
+
+
+def autoguided(denoise: Callable, worse: Callable, guidance: jax.Array) -> Callable:
+    """A model guided by a worse version of itself, see `autoguidance`.
+
+    Args:
+      denoise: (x_t, t) -> x_0, of the model.
+      worse: the same of another state or method, at the same times.
+      guidance: [n].
+    """
+    return lambda x_t, t: autoguidance(denoise(x_t, t), worse(x_t, t), guidance)
+
+
+def classified(
+    denoise: Callable, log_prob: Callable, level: Callable, scale: jax.Array
+) -> Callable:
+    """A model guided by a classifier of noised images, see `classifier`.
+
+    Args:
+      denoise: (x_t, t) -> x_0, of the model.
+      log_prob: (x_t, t) -> [n], each sample's log p(label | x_t, t), of its own x_t only.
+      level: t -> (alpha, sigma), each [n]; alpha > 0.
+      scale: [n].
+    """
+
+    def guided(x_t, t):
+        gradient = jax.grad(lambda x_t: jnp.sum(log_prob(x_t, t)))(x_t)
+        return classifier(denoise(x_t, t), gradient, scale, *level(t))
+
+    return guided
 
 
 def _each(number: jax.Array, x: jax.Array) -> jax.Array:

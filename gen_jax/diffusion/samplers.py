@@ -30,11 +30,12 @@ def ancestral(
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), the mean written by x_0 as in eq. 7.
 
     Args:
-      denoise: see above.
+      denoise: see above; for 'learned_range', it gives (x_0, share), both [n, h, w, c].
       trajectory: through all T times for the paper's sampler, or through some.
       keys: [n].
       shape: (h, w, c).
-      variance: sigma_t^2 is beta_t for 'fixed_large', beta_tilde_t for 'fixed_small' (section 3.2).
+      variance: sigma_t^2 is beta_t for 'fixed_large', beta_tilde_t for 'fixed_small' (section 3.2);
+        for 'learned_range' it lies between them as `share` says (`Step.learned_variance`).
 
     Returns:
       x_0, float32 [n, h, w, c].
@@ -43,16 +44,24 @@ def ancestral(
     def step(i, x_t):
         now: Step = trajectory.at(i)
         c_0, c_t = now.posterior_mean()
-        sigma = jnp.sqrt(now.beta if variance == 'fixed_large' else now.beta_tilde)
-        return c_0 * denoise(x_t, now.t) + c_t * x_t + sigma * _noise(keys, i, shape)
+        if variance == 'learned_range':
+            x_0, share = denoise(x_t, now.t)
+            sigma = jnp.sqrt(now.learned_variance(share))
+        else:
+            x_0 = denoise(x_t, now.t)
+            sigma = jnp.sqrt(now.beta if variance == 'fixed_large' else now.beta_tilde)
+        return c_0 * x_0 + c_t * x_t + sigma * noise(keys, i, shape)
 
-    return _follow(trajectory, step, keys, shape)
+    return follow(trajectory, step, keys, shape)
 
 
 def ddim(
     denoise: Callable, trajectory: Path | Trajectory, keys: jax.Array, shape: tuple, eta: jax.Array
 ) -> jax.Array:
     """DDIM (Song et al. 2021, eq. 12 with the sigma of eq. 16).
+
+    With alpha divided out this is Euler's method in sigma / alpha, and with eta, which means the
+    same there, k-diffusion's Euler ancestral.
 
     Args:
       denoise: see above. eps is computed back from its x_0, so that the two agree after clipping.
@@ -74,13 +83,17 @@ def ddim(
         sigma = eta * jnp.sqrt(now.beta_tilde)
         # Rounding may take the difference, 0 in the last step, below 0.
         direction = jnp.sqrt(jnp.maximum(now.noise_std_prev**2 - sigma**2, 0.0)) * eps
-        return now.scale_prev * x_0 + direction + sigma * _noise(keys, i, shape)
+        return now.scale_prev * x_0 + direction + sigma * noise(keys, i, shape)
 
-    return _follow(trajectory, step, keys, shape)
+    return follow(trajectory, step, keys, shape)
 
 
 def heun(
-    denoise: Callable, path: Path, keys: jax.Array, shape: tuple, churn: 'Churn | None' = None
+    denoise: Callable,
+    path: Path | Trajectory,
+    keys: jax.Array,
+    shape: tuple,
+    churn: 'Churn | None' = None,
 ) -> jax.Array:
     """Heun's method, with churn the stochastic sampler of Karras et al. 2022 (Algorithms 1 and 2).
 
@@ -93,7 +106,7 @@ def heun(
       path: through the times to visit.
       keys: [n]; churn at the i-th time draws from fold_in(keys[j], i + 1).
       shape: (h, w, c).
-      churn: None: none, which is Algorithm 1.
+      churn: None: none, which is Algorithm 1. Only a `Path` has times to raise the noise to.
     """
 
     def step(i, x_t):
@@ -107,14 +120,14 @@ def heun(
         x_prev = now.scale_prev * x_0 + now.noise_std_prev * eps
 
         def corrected():
-            x_0_prev = denoise(x_prev, path.time(i))
+            x_0_prev = denoise(x_prev, path.at(i - 1).t)
             eps_prev = (x_prev - now.scale_prev * x_0_prev) / now.noise_std_prev
             by_alpha = (now.scale_prev - alpha) * (x_0 + x_0_prev)
             return x_t + (by_alpha + (now.noise_std_prev - sigma) * (eps + eps_prev)) / 2
 
         return jax.lax.cond(i > 0, corrected, lambda: x_prev)
 
-    return _follow(path, step, keys, shape)
+    return follow(path, step, keys, shape)
 
 
 class Churn(NamedTuple):
@@ -146,49 +159,12 @@ class Churn(NamedTuple):
         return x, t[:, 0, 0, 0], alpha, sigma
 
 
-def dpmpp_2m(
-    denoise: Callable, path: Path | Trajectory, keys: jax.Array, shape: tuple
-) -> jax.Array:
-    """DPM-Solver++(2M), deterministic, of second order (Lu et al. 2022b, Algorithm 2).
-
-    The first and the last step are of first order: the first has no step before it, the last leads
-    to lambda = infinity.
-
-    Args:
-      denoise: see above.
-      path: through the times to visit; even steps of lambda = log(alpha / sigma) suit it.
-      keys: [n], of x_T.
-      shape: (h, w, c).
-    """
-    count = path.count[:, None, None, None]
-
-    def step(i, carry):
-        x_t, x_0_before = carry
-        now, before = path.at(i), path.at(i + 1)
-        x_0 = denoise(x_t, now.t)
-        lam, lam_prev, lam_before = (
-            jnp.log(alpha / sigma)
-            for alpha, sigma in (
-                (now.scale, now.noise_std),
-                (now.scale_prev, now.noise_std_prev),
-                (before.scale, before.noise_std),
-            )
-        )
-        h, h_before = lam_prev - lam, lam - lam_before
-        first_order = (i == count - 1) | (i == 0)
-        ratio = jnp.where(first_order, 0.0, h / (2 * h_before))
-        d = x_0 + ratio * (x_0 - x_0_before)
-        return now.noise_std_prev / now.noise_std * x_t - now.scale_prev * jnp.expm1(-h) * d, x_0
-
-    return _follow(path, step, keys, shape, lambda x_T: (x_T, jnp.zeros_like(x_T)))[0]
-
-
-def _noise(keys: jax.Array, i: jax.Array, shape: tuple) -> jax.Array:
+def noise(keys: jax.Array, i: jax.Array, shape: tuple) -> jax.Array:
     """Normal, and 0 in the last step, which ends at the image."""
     return jnp.where(i > 0, normal(keys, i, shape), 0.0)
 
 
-def _follow(
+def follow(
     trajectory: Path | Trajectory,
     step: Callable,
     keys: jax.Array,

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ KINDS = {
         'sampler.name': 'ancestral',
     },
 }
-SLOW = ('vp', 'sub_vp', 'cosine')  # enough are left
+SLOW = ('vp', 've', 'sub_vp', 'cosine')  # enough are left
 
 
 def config(**changes):
@@ -165,6 +167,94 @@ def test_guidance_moves_the_estimate_from_null_to_label_and_beyond():
     null, label, beyond = at(0.0), at(1.0), at(3.0)
     assert jnp.abs(null - label).max() > 1e-3
     np.testing.assert_allclose(beyond, null + 3 * (label - null), atol=1e-4)
+    negative = given | {'guidance': jnp.full(B, 3.0), 'negative_label': jnp.int32([1, 2, 0, 2])}
+    away = method.denoise(state, x, jnp.full(B, 0.7), {'label': negative['negative_label']})
+    found = method.denoise(state, x, jnp.full(B, 0.7), negative)
+    np.testing.assert_allclose(found, away + 3 * (label - away), atol=1e-4)
+
+
+def test_guidance_holds_within_its_interval_only():
+    within = GUIDED | {'sampler.guidance_interval': (0.5, 1.0)}
+    method, plain = (continuous.create(config(**x)) for x in (within, GUIDED))
+    state, x = randomised(method), batch()['image']
+    given, t = {'label': jnp.int32([0, 1, 2, 0])}, jnp.float32([0.4, 0.6, 1.0, 1.1])
+    found, guided, unguided = (
+        method.denoise(state, x, t, given | more)
+        for method, more in ((method, {}), (plain, {}), (plain, {'guidance': jnp.ones(B)}))
+    )
+    for i, want in enumerate((unguided, guided, guided, unguided)):
+        np.testing.assert_allclose(found[i], want[i], atol=1e-5)
+    assert np.abs(guided - unguided).max((1, 2, 3)).min() > 1e-3
+
+
+def test_optimal_pairing_shortens_the_way_from_image_to_noise(monkeypatch):
+    """Of the batch's pairings it is the best, and the one that the loss is of."""
+
+    def way(x_0, eps, *_):
+        return ((x_0 - eps) ** 2).sum((1, 2, 3)).sum()
+
+    monkeypatch.setattr(
+        continuous, 'make_squares', lambda *_: lambda variables, *args, **options: way(*args[0::2])
+    )
+    found = {}
+    for pairing in ('random', 'optimal'):
+        method = continuous.create(config(**FLOW, diffusion__pairing=pairing))
+        state = jax.jit(method.init)(jax.random.key(0), batch())
+        step = jax.jit(method.train_step)
+        found[pairing] = float(step(jax.random.key(3), state, batch())[1]['loss'])
+    eps = np.asarray(jax.random.normal(jax.random.split(jax.random.key(3), 5)[1], (B, 4, 4, 1)))
+    each = [float(way(batch()['image'], eps[list(p)])) for p in itertools.permutations(range(B))]
+    assert found['optimal'] == pytest.approx(min(each), rel=1e-5)
+    assert found['random'] == pytest.approx(each[0], rel=1e-5)
+    assert min(each) < 0.99 * each[0]
+
+
+def test_augmentation_is_told_in_training_and_none_is_asked_for_after():
+    chosen = default('diffusion.continuous', network='song')
+    small = {'model.channels': 8, 'model.multipliers': (1,), 'model.attention': ()}
+    chosen.update_from_flattened_dict(small | {'diffusion.augment': 1.0, 'optimizer.warmup': 0})
+    method, image = continuous.create(chosen), jnp.zeros((B, 8, 8, 1)).at[:, :2].set(1.0)
+    state = jax.jit(method.init)(jax.random.key(0), {'image': image})
+    told = state.net.params['embedding']['augment']['kernel']
+    assert told.shape == (9, 8)
+    step = jax.jit(method.train_step)
+    for i in range(2):  # the network's last layer, which begins at 0, hides all else at first
+        state, _ = step(jax.random.key(i), state, {'image': image})
+    after = state.net.params['embedding']['augment']['kernel']
+    assert (np.abs(after - told).max(1) > 0).all()
+    silent = jax.tree.map(lambda x: x, state.net.ema)
+    silent['embedding']['augment']['kernel'] = jnp.zeros_like(told)
+    mute = state.replace(net=state.net.replace(ema=silent))
+    found, want = (method.denoise(s, image, jnp.ones(B), {}) for s in (state, mute))
+    np.testing.assert_array_equal(found, want)
+
+
+def test_log_sigma_is_what_score_sdes_network_is_told():
+    """NCSN++ (VE) embeds log(sigma) of images in [0, 1] and divides by sigma: the score there."""
+    chosen = default('diffusion.continuous', network='song')
+    chosen.update_from_flattened_dict(
+        {
+            'diffusion.process': 've',
+            'diffusion.range': (0.02, 100.0),
+            'diffusion.prediction': 'score',
+            'diffusion.told': 'log_sigma',
+            'model.embedding': 'fourier',
+            'model.channels': 8,
+            'model.multipliers': (1,),
+            'model.attention': (),
+        }
+    )
+    method = continuous.create(chosen)
+    net = networks.build(chosen).clone(scale_by_sigma=True)
+    x, t = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 1))), jnp.float32([0, 1])
+    shapes = jax.eval_shape(method.init, jax.random.key(0), {'image': jnp.zeros((2, 8, 8, 1))})
+    rng = np.random.default_rng(1)
+    state = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes)
+    sigma = np.float32([0.01, 50.0])  # in [0, 1]; twice that in [-1, 1]
+    score = net.apply(state.net.variables(ema=True), x, sigma)
+    want = x + (2 * sigma[:, None, None, None]) ** 2 * score / 2
+    found = method.denoise(state, x, t, {})
+    np.testing.assert_allclose(found, want, rtol=2e-3, atol=2e-3)
 
 
 def test_steps_guidance_and_eta_need_no_new_program():
@@ -184,50 +274,81 @@ def test_steps_guidance_and_eta_need_no_new_program():
     assert all(jnp.abs(made[0] - other).max() > 1e-4 for other in made[1:])
 
 
-HEUN = {'sampler.name': 'heun'}
+GUIDED = {'data.num_classes': 3, 'diffusion.label_dropout': 0.3, 'sample.knobs.guidance': 2.0}
 CHANGES = [
     {'diffusion.process': 'vp_linear'},
-    {'diffusion.range': (0.01, 10.0)},
     {'diffusion.prediction': 'v'},
     {'diffusion.told': 'time'},
+    {'diffusion.told': 'log_sigma'},
     {'diffusion.weighting': 'min_snr'},
     {'diffusion.times': 'uniform'},
     {'diffusion.times_mean': 0.0},
     {'diffusion.times_std': 0.5},
     {'diffusion.sigma_data': 0.3},
+    {'diffusion.range': (0.01, 10.0)},
     {'sampler.spacing': 'linear'},
-    *({'sampler.name': name} for name in ('ancestral', 'heun', 'dpmpp_2m')),
-    HEUN | {'sample.knobs.churn': 40.0},
+    {'sampler.name': 'heun'},
     {'sampler.clip': True},
 ]
 
 
-def numbers(**changes):
-    """A loss and a sample."""
+def program(**changes):
+    """What a config computes for a loss, an estimate and a sample, as text."""
     method = continuous.create(config(**changes))
-    state = randomised(method)
-    loss = jax.jit(method.evaluate_step)(keys(B), state, batch())['loss']
-    return np.append(loss, jax.jit(method.sample_step)(keys(2), state, {}))
+    state = jax.eval_shape(method.init, jax.random.key(0), batch())
+    given = {'label': jnp.int32([0, 1, 2, 0])}
+
+    def run(state):
+        loss = method.evaluate_step(keys(B), state, batch())
+        x_0 = method.denoise(state, batch()['image'], jnp.full(B, 0.7), given)
+        return loss, x_0, method.sample_step(keys(B), state, given)
+
+    traced = jax.make_jaxpr(run)(state)
+    return str(traced), str(traced.consts)
 
 
 @pytest.fixture(scope='module')
 def plain():
-    return numbers()
-
-
-def test_churns_fields_change_what_churn_does():
-    churn = HEUN | {'sample.knobs.churn': 40.0}
-    plain, ranged, louder = (
-        numbers(**churn | change)
-        for change in ({}, {'sampler.churn_range': (1.0, 60.0)}, {'sampler.churn_noise': 1.2})
-    )
-    assert np.abs(plain - ranged).max() > 1e-4
-    assert np.abs(plain - louder).max() > 1e-4
+    return program()
 
 
 @pytest.mark.parametrize('change', CHANGES, ids=lambda change: str(list(change.items())[-1]))
 def test_every_field_changes_something(change, plain):
-    assert np.abs(numbers(**change) - plain).max() > 1e-4
+    assert program(**change) != plain
+
+
+def test_a_program_is_the_same_twice(plain):
+    assert program() == plain
+
+
+@pytest.mark.parametrize(
+    ('field', 'values', 'rest'),
+    [
+        ('diffusion.gamma', (5.0, 0.5), {'diffusion.weighting': 'min_snr'}),
+        ('sampler.guidance_interval', ((), (0.8, 9.0)), GUIDED),
+        ('sample.knobs.guidance_rescale', (0.0, 0.7), GUIDED),
+    ],
+)
+def test_fields_of_some_kinds_change_something(field, values, rest):
+    one, other = (program(**rest | {field: value}) for value in values)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'sampler.name': 'adaptive', 'sample.knobs.steps': 0, 'sample.knobs.tolerance': 0.01},
+        {'sampler.name': 'unipc'},
+    ],
+    ids=lambda changes: changes['sampler.name'],
+)
+def test_samplers_of_the_registry_draw_by_label(changes):
+    """Nothing of one sample's condition reaches the other."""
+    method = continuous.create(config(**changes | GUIDED))
+    state, sample = randomised(method), jax.jit(method.sample_step)
+    one, other = (sample(keys(2), state, {'label': jnp.int32([0, i])}) for i in (1, 2))
+    np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+    assert np.abs(one[1] - other[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize('name', networks.NETWORKS)
@@ -281,13 +402,20 @@ def test_the_program_runs_it_with_a_donated_state():
         ({'diffusion.sigma_data': 0.0}, 'more than 0'),
         ({'sampler.name': 'huen'}, "did you mean 'heun'"),
         (FLOW | {'sampler.name': 'dpmpp_2m'}, 'sigma / alpha is infinite'),
-        ({'sample.knobs.churn': 1.0}, "only 'heun' knows churn"),
-        (HEUN | {'sample.knobs.churn': -1.0}, '0 or more'),
-        (HEUN | {'sampler.churn_range': (2.0, 1.0)}, '0 <= low < high'),
-        (HEUN | {'sampler.churn_noise': 0.0}, 'more than 0'),
+        ({'sample.knobs.churn': 1.0}, 'churn is for heun'),
+        ({'sampler.name': 'heun', 'sample.knobs.churn': -1.0}, '0 or more'),
+        ({'diffusion.gamma': 0.0}, 'more than 0'),
+        ({'diffusion.pairing': 'optimum'}, "did you mean 'optimal'"),
+        ({'diffusion.augment': 1.2}, 'a probability'),
+        ({'diffusion.augment': 0.1}, "only 'song' is told"),
+        ({'sampler.variance': 'learned'}, 'known are: fixed_large, fixed_small'),
+        (GUIDED | {'sampler.guidance_interval': (2.0, 1.0)}, '0 <= least < most'),
+        (GUIDED | {'sample.knobs.guidance_rescale': 1.5}, '0 to 1'),
+        ({'sampler.guidance_interval': (1.0, 2.0)}, 'cannot be guided'),
+        ({'sample.knobs.guidance_rescale': 0.5}, 'cannot be guided'),
         ({'sample.knobs.steps': 0}, '1 to 10000'),
         ({'sample.knobs.eta': 2.0}, '0 to 1'),
-        ({'sampler.name': 'ancestral', 'sample.knobs.eta': 0.5}, "only 'ddim' knows eta"),
+        ({'sampler.name': 'ancestral', 'sample.knobs.eta': 0.5}, 'eta is for ddim and dpmpp_2m'),
         ({'sample.knobs.guidance': 2.0}, 'cannot be guided'),
         ({'diffusion.label_dropout': 0.1}, 'no labels to hide'),
     ],
@@ -296,4 +424,12 @@ def test_what_cannot_be_is_told_in_one_line(changes, says):
     with pytest.raises(UserError) as error:
         continuous.create(config(**changes))
     assert says in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_a_negative_label_needs_guidance():
+    method = continuous.create(config(data__num_classes=3))
+    given = {'label': jnp.zeros(B, jnp.int32), 'negative_label': jnp.ones(B, jnp.int32)}
+    with pytest.raises(UserError, match='cannot be guided') as error:
+        method.denoise(randomised(method), batch()['image'], jnp.full(B, 0.7), given)
     assert '\n' not in str(error.value)

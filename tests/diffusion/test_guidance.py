@@ -177,3 +177,47 @@ def test_samples_do_not_mix_and_numbers_can_be_traced(x_t):
     for i in range(3):
         alone = guided(*(x[i : i + 1] for x in args))
         np.testing.assert_allclose(alone, whole[i : i + 1], rtol=1e-5, atol=1e-6)
+
+
+def test_by_label_is_guidance_and_rescale_of_one_call(x_t):
+    other, phi, calls = jnp.int32([1, 2, 0]), jnp.float32([0.0, 0.5, 1.0]), []
+
+    def said(x, t, label):
+        calls.append(len(x))
+        return x * t[:, None] + label[:, None] * x**2
+
+    t = jnp.float32([0.1, 0.5, 2.0])
+    got = guidance.by_label(said, x_t, t, LABEL, other, WEIGHTS, phi)
+    given, instead = said(x_t, t, LABEL), said(x_t, t, other)
+    want = instead + WEIGHTS[:, None] * (given - instead)
+    ratio = jnp.std(given, 1) / jnp.std(want, 1)
+    np.testing.assert_allclose(got, want * (phi * ratio + 1 - phi)[:, None], rtol=1e-5)
+    assert calls[0] == 6
+
+
+def levels(t):
+    return jnp.asarray(ALPHA), jnp.asarray(SIGMA) + 0 * t
+
+
+def test_a_classified_denoiser_samples_the_guided_density(x_t):
+    """As `classifier`, whose gradient it takes itself."""
+
+    def log_prob(x, t):
+        return jax.vmap(log_classifier)(x, LABEL, ALPHA, SIGMA)
+
+    def null(x, t):
+        return jax.vmap(denoised_null)(x, ALPHA, SIGMA)
+
+    denoise = jax.jit(guidance.classified(null, log_prob, levels, WEIGHTS))
+    want = guidance.classifier_free(
+        jax.vmap(denoised)(x_t, LABEL, ALPHA, SIGMA), null(x_t, None), WEIGHTS
+    )
+    np.testing.assert_allclose(denoise(x_t, jnp.zeros(3)), want, atol=1e-5)
+
+
+def test_an_autoguided_denoiser_asks_both(x_t):
+    denoise = guidance.autoguided(
+        lambda x, t: x + t[:, None], lambda x, t: x - t[:, None], jnp.float32([1, 2, 3])
+    )
+    t = jnp.float32([1, 10, 100])
+    np.testing.assert_allclose(denoise(x_t, t) - x_t, [[1, 1], [30, 30], [500, 500]], rtol=1e-4)

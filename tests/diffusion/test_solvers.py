@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from gen_jax.diffusion import processes, samplers
+from gen_jax.diffusion import langevin, multistep, processes, samplers
 from gen_jax.diffusion.processes import Path
 
 MEANS, STD = (-0.5, 0.7), 0.25
@@ -65,29 +65,50 @@ def exact(name):
         return solve_ivp(slope, span, x_T, rtol=1e-10, atol=1e-12, method='DOP853').y[:, -1]
 
 
-def error(name, sampler, steps):
+def errors(name, sampler, *steps):
+    """The largest error of six samples, for each of some numbers of steps."""
     process, spacing = PROCESSES[name]
-    with jax.enable_x64(True):
+
+    @jax.jit
+    def run(steps):
         path = Path(process, jnp.full(6, steps), spacing)
-        found = jax.jit(lambda: sampler(denoiser(process), path, keys(), SHAPE))()
-        assert found.dtype == jnp.float64
-        return np.abs(np.asarray(found).ravel() - exact(name)).max()
+        return sampler(denoiser(process), path, keys(), SHAPE)
+
+    with jax.enable_x64(True):
+        found = [np.asarray(run(n)) for n in steps]
+        assert all(x.dtype == np.float64 for x in found)
+        return [np.abs(x.ravel() - exact(name)).max() for x in found]
 
 
 def euler(*args):
-    return samplers.ddim(*args, jnp.zeros(6))
+    return samplers.ddim(*args, jnp.zeros(len(args[2])))
 
 
-@pytest.mark.parametrize(
-    ('sampler', 'order', 'name'),
-    [(euler, 1, name) for name in PROCESSES]
-    + [(samplers.heun, 2, name) for name in PROCESSES]
-    # Not a flow's: its steps are of lambda, which is infinite where a flow begins.
-    + [(samplers.dpmpp_2m, 2, name) for name in ('edm', 'vp_linear')],
-)
-def test_the_order_is_the_papers(sampler, order, name):
-    few = 48
-    coarse, fine = error(name, sampler, few), error(name, sampler, 2 * few)
+def dpmpp_2m(*args):
+    return multistep.dpmpp_2m(*args, jnp.zeros(len(args[2])))
+
+
+def unipc(order):
+    return functools.partial(multistep.unipc, order=order)
+
+
+# A flow is not for those whose steps are of lambda or sigma / alpha, infinite where it begins.
+FINITE = ('edm', 'vp_linear')
+ORDERS = [
+    *((euler, 1, 48, name) for name in PROCESSES),
+    *((samplers.heun, 2, 48, name) for name in PROCESSES),
+    *((dpmpp_2m, 2, 48, name) for name in FINITE),
+    *((unipc(1), 2, 48, name) for name in FINITE),
+    *((unipc(2), 3, 48, name) for name in FINITE),
+    *((unipc(3), 4, 192, name) for name in FINITE),
+    *((multistep.lms, 4, 192, name) for name in FINITE),
+    *((multistep.pndm, 2, 48, name) for name in FINITE),
+]
+
+
+@pytest.mark.parametrize(('sampler', 'order', 'few', 'name'), ORDERS)
+def test_the_order_is_the_papers(sampler, order, few, name):
+    coarse, fine = errors(name, sampler, few, 2 * few)
     assert np.log2(coarse / fine) == pytest.approx(order, abs=0.35)
     assert fine < (0.05 if order == 1 else 0.005)
 
@@ -119,7 +140,7 @@ def test_dpmpp_2m_is_algorithm_2_for_uneven_steps():
     steps, process = 6, processes.edm()
     with jax.enable_x64(True):
         path = Path(process, jnp.full(6, steps), 'karras')
-        found = samplers.dpmpp_2m(denoiser(process), path, keys(), SHAPE)
+        found = dpmpp_2m(denoiser(process), path, keys(), SHAPE)
         x = 80 * np.asarray(samplers.normal(keys(), 0, SHAPE))
     sigmas, before = karras(steps), None
     for i in range(steps):
@@ -162,11 +183,29 @@ def test_churn_in_another_process_is_that_of_edm():
     np.testing.assert_allclose(*found, atol=0.015)
 
 
-def test_samples_of_other_steps_go_together():
-    process, steps = processes.edm(), jnp.int32([3, 9, 1, 9, 5, 2])
-    for sampler in (samplers.heun, samplers.dpmpp_2m):
-        run = functools.partial(sampler, denoiser(process))
-        together = run(Path(process, steps, 'karras'), keys(), SHAPE)
-        for j, n in enumerate(steps):
-            alone = run(Path(process, n[None], 'karras'), keys()[j : j + 1], SHAPE)
-            np.testing.assert_allclose(together[j], alone[0], atol=1e-5)
+EVERY = {
+    'heun': samplers.heun,
+    'dpmpp_2m': dpmpp_2m,
+    'dpmpp_2m_sde': lambda *args: multistep.dpmpp_2m(*args, jnp.ones(6)),
+    'unipc': unipc(3),
+    'lms': multistep.lms,
+    'pndm': multistep.pndm,
+    'predictor_corrector': lambda *args: langevin.predictor_corrector(*args, jnp.full(6, 0.1)),
+    'annealed_langevin': lambda *args: langevin.annealed_langevin(*args, jnp.full(6, 0.1), 2),
+}
+
+
+@pytest.mark.parametrize('sampler', EVERY.values(), ids=EVERY)
+def test_samples_of_other_steps_go_together_in_one_program(sampler):
+    process, asked, traced = processes.edm(), jnp.int32([3, 9, 1, 9, 5, 2]), []
+
+    @jax.jit
+    def run(steps):
+        traced.append(1)
+        return sampler(denoiser(process), Path(process, steps, 'karras'), keys(), SHAPE)
+
+    together = run(asked)
+    for j, n in enumerate(asked):
+        alone = run(jnp.full(6, n))
+        np.testing.assert_allclose(together[j], alone[j], atol=1e-5)
+    assert len(traced) == 1

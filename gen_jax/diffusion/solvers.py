@@ -1,0 +1,215 @@
+"""The samplers by name, for the methods that offer them: what each takes, needs and costs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from gen_jax.config import nearest, require
+from gen_jax.diffusion import adaptive, langevin, multistep, samplers
+from gen_jax.diffusion.processes import Path
+from gen_jax.diffusion.schedules import Trajectory
+
+# The knobs of samplers and the most each may be; a sampler that does not know one wants it 0.
+KNOBS = {'eta': 1.0, 'churn': float('inf'), 'snr': float('inf'), 'tolerance': 1.0}
+# Knobs, and fields of a config's `sampler`, that only continuous time knows.
+CONTINUOUS = ('churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
+
+
+class Sampler(NamedTuple):
+    """One entry of `SAMPLERS`.
+
+    Attributes:
+      run: (denoise, path, keys, shape, *knobs, *options) -> x_0 [n, h, w, c].
+      knobs: those of KNOBS that it takes.
+      options: those fields of a config's `sampler` that it takes.
+      calls: (steps, a config's `sampler`) -> calls of the network.
+      needs: those of its knobs that must be above 0.
+      continuous: whether it needs times between the visited ones, which only a `Path` has.
+      finite: whether sigma / alpha must be finite where it starts.
+      chooses: whether it chooses its times itself.
+    """
+
+    run: Callable
+    knobs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    calls: Callable = lambda steps, options: steps
+    needs: tuple[str, ...] = ()
+    continuous: bool = False
+    finite: bool = False
+    chooses: bool = False
+
+
+def _heun(denoise, path, keys, shape, churn, churn_range, churn_noise):
+    if churn is not None:
+        churn = samplers.Churn(churn, *churn_range, churn_noise)
+    return samplers.heun(denoise, path, keys, shape, churn)
+
+
+SAMPLERS = {
+    'ancestral': Sampler(samplers.ancestral, options=('variance',)),
+    'ddim': Sampler(samplers.ddim, ('eta',)),
+    'heun': Sampler(
+        _heun,
+        ('churn',),
+        ('churn_range', 'churn_noise'),
+        calls=lambda steps, options: 2 * steps - 1,
+    ),
+    'dpmpp_2m': Sampler(multistep.dpmpp_2m, ('eta',), finite=True),
+    'unipc': Sampler(multistep.unipc, options=('order',), finite=True),
+    'lms': Sampler(multistep.lms, finite=True),
+    'pndm': Sampler(
+        multistep.pndm,
+        calls=lambda steps, options: steps + 3 * min(3, steps - 1),
+        finite=True,
+    ),
+    'predictor_corrector': Sampler(
+        langevin.predictor_corrector,
+        ('snr',),
+        ('corrections',),
+        calls=lambda steps, options: steps * (1 + options.corrections),
+        needs=('snr',),
+        finite=True,
+    ),
+    'annealed_langevin': Sampler(
+        langevin.annealed_langevin,
+        ('snr',),
+        ('corrections',),
+        calls=lambda steps, options: steps * options.corrections + 1,
+        needs=('snr',),
+        finite=True,
+    ),
+    'adaptive': Sampler(
+        adaptive.probability_flow,
+        ('tolerance',),
+        ('solver',),
+        calls=lambda steps, options: 100,  # a guess, for plans: it depends on the samples
+        needs=('tolerance',),
+        continuous=True,
+        chooses=True,
+    ),
+}
+
+
+def defaults(name: str, spacing: str, variance: str, clip: bool, continuous: bool) -> dict:
+    """The part `sampler` of a method's config.
+
+    Args:
+      name, spacing, variance, clip: what methods set as they like.
+      continuous: whether the method's time is.
+    """
+    known = {
+        # ancestral, ddim (eta 0: Euler; 1: Euler ancestral), heun, dpmpp_2m (eta 1: its SDE form),
+        # unipc, lms, pndm, predictor_corrector, annealed_langevin, adaptive
+        'name': name,
+        'spacing': spacing,  # of the times visited
+        'variance': variance,  # of ancestral: fixed_large, fixed_small
+        'order': 2,  # of unipc: 1, 2, 3
+        'corrections': 1,  # Langevin steps at each time of the two samplers that have them
+        'churn_range': (0.0, 1e6),  # sigma / alpha at which heun adds noise
+        'churn_noise': 1.0,  # its standard deviation, in multiples of what the schedule says
+        'solver': 'tsit5',  # of adaptive: tsit5, dopri5
+        'clip': clip,  # keep the estimate of the image in [-1, 1]
+    }
+    return _fitting(known, continuous)
+
+
+def knobs(steps: int, continuous: bool) -> dict:
+    """The samplers' share of a method's `sample.knobs`: numbers that are traced.
+
+    Args:
+      steps: times visited; 0 for 'adaptive', which chooses them.
+      continuous: whether the method's time is.
+    """
+    known = {
+        'steps': steps,  # times visited
+        'eta': 0.0,  # noise of ddim and dpmpp_2m: 0 (none) to 1
+        'churn': 0.0,  # noise of heun: S_churn, 0 (none) or more
+        'snr': 0.0,  # signal-to-noise ratio r of Langevin steps; 0.16 in Song et al. 2021
+        'tolerance': 0.0,  # of adaptive's errors; 1e-5 in Song et al. 2021
+    }
+    return _fitting(known, continuous)
+
+
+def _fitting(known: dict, continuous: bool) -> dict:
+    return {name: x for name, x in known.items() if continuous or name not in CONTINUOUS}
+
+
+def run(
+    config,
+    denoise: Callable,
+    path: Path | Trajectory,
+    keys: jax.Array,
+    shape: tuple,
+    knob: Callable,
+) -> jax.Array:
+    """What the sampler of a config draws, float32 [n, h, w, c].
+
+    Args:
+      config: with `sampler` as `defaults` gives it.
+      denoise, path, keys, shape: see gen_jax.diffusion.samplers.
+      knob: name -> one of `knobs`, float32 [n].
+    """
+    chosen, unknown = SAMPLERS[config.sampler.name], ()
+    if isinstance(path, Trajectory):
+        unknown = CONTINUOUS
+    numbers = (None if name in unknown else knob(name) for name in chosen.knobs)
+    options = (None if name in unknown else config.sampler[name] for name in chosen.options)
+    return chosen.run(denoise, path, keys, shape, *numbers, *options)
+
+
+def calls(config, steps: int) -> int:
+    """Calls of the network by a config's sampler over `steps` times; for 'adaptive' a guess."""
+    return SAMPLERS[config.sampler.name].calls(steps, config.sampler)
+
+
+def check(config, continuous: bool, finite: bool = True, most: int = 10_000) -> None:
+    """Raises UserError where a sampler, its options or its knobs cannot be obeyed.
+
+    Args:
+      config: with `sampler` and `sample.knobs`.
+      continuous: whether the method's time is.
+      finite: whether sigma / alpha is, where sampling starts.
+      most: times that there are to visit.
+    """
+    name, steps = config.sampler.name, config.sample.knobs.steps
+    expected = f'a known name{nearest(name, SAMPLERS)}'
+    require(name in SAMPLERS, 'sampler.name', name, expected)
+    chosen = SAMPLERS[name]
+    expected = 'another: it needs continuous time, and this model knows whole times only'
+    require(continuous or not chosen.continuous, 'sampler.name', name, expected)
+    expected = 'another: sigma / alpha is infinite where this process starts'
+    require(finite or not chosen.finite, 'sampler.name', name, expected)
+    if chosen.chooses:
+        expected = f'0, because sampler.name={name!r} chooses its steps itself'
+        require(steps == 0, 'sample.knobs.steps', steps, expected)
+    else:
+        require(1 <= steps <= most, 'sample.knobs.steps', steps, f'1 to {most}')
+    for field in KNOBS:
+        if field in config.sample.knobs:
+            _check_knob(field, config.sample.knobs[field], name)
+    _check_options(config.sampler)
+
+
+def _check_knob(field: str, value: float, name: str) -> None:
+    field_name, most = f'sample.knobs.{field}', KNOBS[field]
+    able = [other for other in SAMPLERS if field in SAMPLERS[other].knobs]
+    expected = f'0, because sampler.name={name!r}: {field} is for {" and ".join(able)}'
+    require(value == 0 or name in able, field_name, value, expected)
+    require(0 <= value <= most, field_name, value, '0 or more' if most > 1 else '0 to 1')
+    expected = f'more than 0, as sampler.name={name!r} needs it'
+    require(value > 0 or field not in SAMPLERS[name].needs, field_name, value, expected)
+
+
+def _check_options(options) -> None:
+    order, corrections = options.order, options.corrections
+    require(order in (1, 2, 3), 'sampler.order', order, '1, 2 or 3')
+    require(corrections >= 1, 'sampler.corrections', corrections, 'a whole number of at least 1')
+    if 'churn_range' not in options:
+        return
+    ends, noise, solver = tuple(options.churn_range), options.churn_noise, options.solver
+    ok = len(ends) == 2 and 0 <= ends[0] < ends[1]
+    require(ok, 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
+    require(noise > 0, 'sampler.churn_noise', noise, 'more than 0')
+    known = adaptive.SOLVERS
+    require(solver in known, 'sampler.solver', solver, f'a known name{nearest(solver, known)}')
