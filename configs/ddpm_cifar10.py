@@ -46,7 +46,7 @@ def get_config(variant: str = ''):
     config.optimizer.clip = 1.0
     config.ema_decay = 0.9999
 
-    config.sampler.name = 'ddpm'
+    config.sampler.name = 'ancestral'
     config.sampler.variance = 'fixed_large'
     config.sample.knobs.steps = 1000
 

@@ -52,7 +52,7 @@ def get_config(variant: str = ''):
     config.optimizer.clip = 0.0
     config.ema_decay = 0.9999
 
-    config.sampler.name = 'ddpm'
+    config.sampler.name = 'ancestral'
     config.sampler.variance = 'learned_range'
     config.sampler.spacing = 'linspace'
     config.sample.knobs.steps = 4000

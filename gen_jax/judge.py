@@ -39,6 +39,13 @@ NEEDS = {
 # What kind of number a method's likelihood is (see `metrics.bits_per_dim`).
 BITS = {
     'vlb_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'},
+    # Its terms.
+    **{
+        f'vlb_{term}_bits_per_dim': {'kind': 'part of a bound', 'likelihood': 'discrete'}
+        for term in ('prior', 'middle', 'decoder')
+    },
+    'ode_bits_per_dim': {'kind': 'exact', 'likelihood': 'dequantised'},
+    'ode_density_bits_per_dim': {'kind': 'exact', 'likelihood': 'density'},
     'elbo': {'kind': 'bound', 'unit': 'nats per image'},
 }
 CHUNK = 500  # images of a data set read at a time

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from gen_jax.config import nearest, require
 from gen_jax.diffusion import (
     augment,
-    gaussian,
+    conditions,
+    ladder,
+    likelihood,
     losses,
     networks,
     predictions,
@@ -22,11 +24,10 @@ from gen_jax.diffusion import (
     samplers,
     solvers,
 )
-from gen_jax.diffusion.gaussian import State, hide, knob, labels
-from gen_jax.diffusion.guidance import by_label, interval
+from gen_jax.diffusion.conditions import guided, hide, knob, labels
+from gen_jax.diffusion.gaussian import State
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.processes import Path, Process
-from gen_jax.errors import UserError
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 CHOICES = ('network',)
@@ -36,12 +37,13 @@ PROCESSES = {
     'vp_cosine': processes.vp_cosine,
     'sub_vp': processes.sub_vp,  # betas
     've': processes.ve,  # sigmas
+    'ladder': ladder.ladder,  # sigmas, after the number of levels
     'edm': processes.edm,  # sigmas
     'flow': processes.flow,
 }
-RANGED = ('vp_linear', 'sub_vp', 've', 'edm')
+RANGED = ('vp_linear', 'sub_vp', 've', 'edm', 'ladder')
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
-TOLD = ('time', 'log_ratio', 'log_sigma')
+TOLD = ('time', 'log_ratio', 'log_sigma', 'level')
 PAIRINGS = ('random', 'optimal')
 
 
@@ -50,16 +52,20 @@ def defaults(network: str = 'unet') -> dict:
     return {
         **networks.defaults(network),
         'diffusion': {
-            'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, edm, flow
-            'range': (),  # least and most beta (vp_linear, sub_vp) or sigma (ve, edm); (): usual
+            'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, ladder (NCSN's), edm, flow
+            # Least and most beta (vp_linear, sub_vp) or sigma (ve, ladder, edm); (): the usual ones
+            'range': (),
+            'levels': 232,  # of ladder
             'prediction': 'edm',  # what the network says: eps, x_0, v, score, velocity, edm
             # What it is told: time (999 t), log_ratio (log(sigma/alpha) / 4, as EDM's networks), or
-            # log_sigma (log(sigma/alpha / 2): score_sde's NCSN++, which count images in [0, 1])
+            # log_sigma (log(sigma/alpha / 2): score_sde's NCSN++, which count images in [0, 1]), or
+            # level (t: ladder's)
             'told': 'log_ratio',
             'weighting': 'simple',  # of its errors: simple, eps, x_0, edm, min_snr, likelihood
             'gamma': 5.0,  # of min_snr
-            'times': 'lognormal',  # at which it is trained: uniform, lognormal, logit_normal
-            'times_mean': -1.2,  # of the normal in the last two
+            # At which it is trained: uniform, lognormal, logit_normal, levels (ladder's)
+            'times': 'lognormal',
+            'times_mean': -1.2,  # of the normal
             'times_std': 1.2,
             'sigma_data': 0.5,  # the data's standard deviation, for prediction and weighting 'edm'
             'pairing': 'random',  # of image and noise in training: random, optimal (OT-CFM)
@@ -68,15 +74,23 @@ def defaults(network: str = 'unet') -> dict:
         },
         'optimizer': optimizer_defaults(learning_rate=1e-3, warmup=1000, clip=1.0),
         'ema_decay': 0.999,
+        'likelihood': {
+            # Of the probability-flow ODE, by which --mode=evaluate finds bits per dimension:
+            # rademacher, gaussian, exact (small images only); '': it finds none
+            'divergence': '',
+            'probes': 1,  # drawn for each image
+            'dequantisation': 'uniform',  # of the images' levels: uniform, none
+            'tolerance': 1e-5,  # of the solver
+            't_min': 0.0,  # where the ODE starts; 0: where the process does
+        },
         'sampler': {
             **solvers.defaults('heun', 'karras', 'fixed_small', clip=False, continuous=True),
-            'guidance_interval': (),  # least and most sigma / alpha that is guided; (): all
+            **conditions.SAMPLER,
         },
         'sample': {
             'knobs': {
                 **solvers.knobs(steps=18, continuous=True),
-                'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
-                'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds
+                **conditions.KNOBS,
             }
         },
     }
@@ -95,7 +109,8 @@ class Model(NamedTuple):
         """The one that a config's `diffusion` and `model` describe."""
         diffusion = config.diffusion
         known = predictions.PREDICTIONS | {'edm': predictions.edm(diffusion.sigma_data)}
-        process = PROCESSES[diffusion.process](*diffusion.range)
+        levels = (diffusion.levels,) if diffusion.process == 'ladder' else ()
+        process = PROCESSES[diffusion.process](*levels, *diffusion.range)
         network = networks.build(config)
         if diffusion.augment > 0:
             network = network.clone(augment_dim=augment.LABELS)
@@ -108,8 +123,8 @@ class Model(NamedTuple):
 
     def time(self, t: jax.Array) -> jax.Array:
         """What the network is told of t [n]."""
-        if self.told == 'time':
-            return 999 * t
+        if self.told in ('time', 'level'):
+            return 999 * t if self.told == 'time' else t
         ratio = self.process.sigma(t) / self.process.alpha(t)
         return jnp.log(ratio) / 4 if self.told == 'log_ratio' else jnp.log(ratio / 2)
 
@@ -145,7 +160,7 @@ def create(config) -> Method:
     def denoise(state, x_t, t, condition):
         t = jnp.asarray(t, jnp.float32)
         raw = partial(model.raw, state.net.variables(ema=True))
-        f = guided(config, model, raw, x_t, t, condition)
+        f = guided(config, raw, model.level, x_t, t, condition)
         x_0 = model.prediction.x_0(f, x_t, *model.level(t))
         return jnp.clip(x_0, -1.0, 1.0) if sampler.clip else x_0
 
@@ -160,7 +175,11 @@ def create(config) -> Method:
         times = partial(draw_times, config.diffusion, model, n=1)
         t = jax.vmap(lambda key: times(jax.random.fold_in(key, 0))[0])(keys)
         eps, label = samplers.normal(keys, 1, shape), labels(batch, data.num_classes)
-        return {'loss': squares(state.net.variables(ema=True), batch['image'], t, eps, label)}
+        variables = state.net.variables(ema=True)
+        found = {'loss': squares(variables, batch['image'], t, eps, label)}
+        if config.likelihood.divergence:
+            found |= bits(config.likelihood, model, variables, keys, batch['image'], label)
+        return found
 
     return Method(
         init,
@@ -228,23 +247,26 @@ def make_train_step(config, model: Model, squares, tx):
     return train_step
 
 
-def guided(config, model: Model, raw, x_t: jax.Array, t: jax.Array, condition: dict) -> jax.Array:
-    """What the network says given the condition's label, guided as the config and it say."""
-    null, n = config.data.num_classes, len(x_t)
-    label = labels(condition, null)
-    if config.diffusion.label_dropout == 0:
-        if 'negative_label' in condition:
-            raise UserError(
-                "'negative_label' in the condition of a model that cannot be guided: "
-                'expected none; train it with config.diffusion.label_dropout above 0'
-            )
-        return raw(x_t, t, label)
-    guidance, phi = (knob(config, condition, name, n) for name in ('guidance', 'guidance_rescale'))
-    if config.sampler.guidance_interval:
-        ratio = model.process.sigma(t) / model.process.alpha(t)
-        guidance = interval(guidance, ratio, *config.sampler.guidance_interval)
-    other = condition.get('negative_label', jnp.full(n, null, jnp.int32))
-    return by_label(raw, x_t, t, label, other, guidance, phi)
+def bits(options, model: Model, variables, keys, image, label) -> dict:
+    """Bits per dimension as `config.likelihood` asks for them, neither guided nor clipped."""
+
+    def denoise(x_t, t):
+        return model.prediction.x_0(model.raw(variables, x_t, t, label), x_t, *model.level(t))
+
+    process, tolerance = model.process, options.tolerance
+    found = likelihood.bits_per_dim(
+        denoise,
+        process._replace(t_min=options.t_min) if options.t_min else process,
+        jax.vmap(jax.random.fold_in, (0, None))(keys, 2),
+        image,
+        options.dequantisation,
+        options.divergence,
+        options.probes,
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    name = 'ode_bits_per_dim' if options.dequantisation == 'uniform' else 'ode_density_bits_per_dim'
+    return {name: found['bits_per_dim'], 'ode_network_calls': found['nfe']}
 
 
 def check(config) -> None:
@@ -266,27 +288,17 @@ def check(config) -> None:
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_range(diffusion)
     _check_fit(diffusion, sampler)
+    _check_ladder(diffusion)
+    _check_likelihood(config)
     for field in ('gamma', 'times_std', 'sigma_data'):
         require(diffusion[field] > 0, f'diffusion.{field}', diffusion[field], 'more than 0')
     share, named = diffusion.augment, 'diffusion.augment'
     require(0 <= share <= 1, named, share, 'a probability')
     expected = f"0, because config.network={config.network!r}: only 'song' is told"
     require(share == 0 or config.network == 'song', named, share, expected)
-    gaussian.check_guidance(config)
-    _check_guidance(config)
+    conditions.check(config)
+    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
     solvers.check(config, continuous=True, finite=diffusion.process != 'flow')
-
-
-def _check_guidance(config) -> None:
-    ends, phi = tuple(config.sampler.guidance_interval), config.sample.knobs.guidance_rescale
-    ok = not ends or (len(ends) == 2 and 0 <= ends[0] < ends[1])
-    expected = '() or two numbers, 0 <= least < most'
-    require(ok, 'sampler.guidance_interval', ends, expected)
-    require(0 <= phi <= 1, 'sample.knobs.guidance_rescale', phi, '0 to 1')
-    able = config.diffusion.label_dropout > 0
-    why = 'because config.diffusion.label_dropout=0: the model cannot be guided'
-    require(able or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
-    require(able or phi == 0, 'sample.knobs.guidance_rescale', phi, f'0, {why}')
 
 
 def _check_range(diffusion) -> None:
@@ -296,6 +308,27 @@ def _check_range(diffusion) -> None:
     require(name in RANGED, 'diffusion.range', ends, f'(), as process={name!r} has none')
     ok = len(ends) == 2 and 0 < ends[0] < ends[1]
     require(ok, 'diffusion.range', ends, 'two numbers, 0 < least < most')
+
+
+def _check_ladder(diffusion) -> None:
+    process = diffusion.process
+    for field, name in (('told', 'level'), ('times', 'levels')):
+        value = diffusion[field]
+        expected = f"another with process={process!r}: {name!r} is for process='ladder'"
+        if process == 'ladder':
+            expected = f"{name!r} with process='ladder'"
+        fits = (value == name) == (process == 'ladder')
+        require(fits, f'diffusion.{field}', value, expected)
+    require(diffusion.levels >= 2, 'diffusion.levels', diffusion.levels, 'at least 2')
+
+
+def _check_likelihood(config) -> None:
+    asked, data = config.likelihood, config.data
+    if asked.divergence:
+        shape, tolerance = (data.image_size, data.image_size, data.channels), asked.tolerance
+        names = asked.dequantisation, asked.divergence
+        likelihood.check(shape, *names, asked.probes, tolerance, tolerance)
+    require(0 <= asked.t_min < 0.1, 'likelihood.t_min', asked.t_min, '0 (the usual) to 0.1')
 
 
 def _check_fit(diffusion, sampler) -> None:

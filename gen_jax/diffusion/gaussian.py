@@ -15,8 +15,16 @@ import numpy as np
 from flax import struct
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import bound, losses, networks, predictions, samplers
-from gen_jax.diffusion.guidance import classifier_free
+from gen_jax.diffusion import (
+    bound,
+    conditions,
+    losses,
+    networks,
+    predictions,
+    samplers,
+    solvers,
+)
+from gen_jax.diffusion.conditions import guided, hide, knob, labels
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.schedules import (
     BETAS,
@@ -27,11 +35,9 @@ from gen_jax.diffusion.schedules import (
     spaced_times,
     zero_terminal_snr,
 )
-from gen_jax.errors import UserError
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 CHOICES = ('network',)
-NAMES = ('ddpm', 'ddim')
 VARIANCES = (*samplers.VARIANCES, 'learned_range')
 PREDICTIONS = ('eps', 'x_0', 'v')
 TOLD = ('time', 'thousandths')
@@ -74,19 +80,10 @@ def defaults(network: str = 'unet') -> dict:
         'optimizer': optimizer_defaults(learning_rate=2e-4, warmup=5000, clip=1.0),
         'ema_decay': 0.9999,
         'sampler': {
-            'name': 'ddim',  # ddpm (ancestral), ddim
-            # Of ddpm and of the bound: fixed_large, fixed_small, learned_range
-            'variance': 'fixed_large',
-            'spacing': 'linear',  # of the times visited: linear, quadratic, linspace, trailing
-            'clip': True,  # keep the estimate of the image in [-1, 1]
+            **solvers.defaults('ddim', 'linear', 'fixed_large', clip=True, continuous=False),
+            **conditions.SAMPLER,
         },
-        'sample': {
-            'knobs': {
-                'eta': 0.0,  # noise of ddim: 0 (none) to 1
-                'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
-                'steps': 50,  # times visited, of all T
-            }
-        },
+        'sample': {'knobs': {**solvers.knobs(steps=50, continuous=False), **conditions.KNOBS}},
     }
 
 
@@ -106,7 +103,7 @@ def create(config) -> Method:
     check(config)
     data, sampler = config.data, config.sampler
     shape = (data.image_size, data.image_size, data.channels)
-    num_classes, guided = data.num_classes, config.diffusion.label_dropout > 0
+    num_classes = data.num_classes
     model = Model.from_config(config)
     process, T = model.process, len(model.process.tau)
 
@@ -116,46 +113,41 @@ def create(config) -> Method:
         variables = model.network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
         return first_state(config, variables)
 
-    def estimate(state, x_t, t, label, guidance=None) -> bound.Estimate:
-        """Guided if told how much."""
+    def estimate(state, x_t, t, condition) -> bound.Estimate:
         raw = partial(model.raw, state.net.variables(ema=True))
-        if guidance is None:
-            said = raw(x_t, t, label)
-        else:
-            said = guide(raw, x_t, t, label, num_classes, guidance)
+        said = guided(config, raw, model.level, x_t, t, condition)
         return model.estimate(said, x_t, t, sampler.clip)
 
-    def asked(state, x_t, t, condition):
-        guidance = knob(config, condition, 'guidance', len(x_t)) if guided else None
-        return estimate(state, x_t, t, labels(condition, num_classes), guidance)
-
     def denoise(state, x_t, t, condition):
-        return asked(state, x_t, t, condition).x_0
+        return estimate(state, x_t, t, condition).x_0
 
     def with_share(state, x_t, t, condition):
-        return asked(state, x_t, t, condition)[1:]
+        return estimate(state, x_t, t, condition)[1:]
 
     def sample_step(keys, state, condition):
-        steps = knob(config, condition, 'steps', len(keys))
-        trajectory = Trajectory.create(process, steps, sampler.spacing)
-        learned = (sampler.name, sampler.variance) == ('ddpm', 'learned_range')
+        number = partial(knob, config, condition, n=len(keys))
+        trajectory = Trajectory.create(process, number('steps'), sampler.spacing)
+        learned = (sampler.name, sampler.variance) == ('ancestral', 'learned_range')
         says = partial(with_share if learned else denoise, state, condition=condition)
-        args = says, trajectory, keys, shape
-        if sampler.name == 'ddpm':
-            x_0 = samplers.ancestral(*args, sampler.variance)
-        else:
-            x_0 = samplers.ddim(*args, knob(config, condition, 'eta', len(keys)))
-        return jnp.clip(x_0, -1.0, 1.0)
+        return jnp.clip(solvers.run(config, says, trajectory, keys, shape, number), -1.0, 1.0)
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)
-        plain = partial(estimate, state, label=labels(batch, num_classes))
+        variables, label = state.net.variables(ema=True), labels(batch, num_classes)
+
+        def plain(x_t, t):
+            return model.estimate(model.raw(variables, x_t, t, label), x_t, t, sampler.clip)
+
         return bound.evaluate(plain, process, keys, batch['image'], sampler.variance)
 
-    calls = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
-    train_step = make_train_step(config, model)
+    visited = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
     return Method(
-        init, train_step, sample_step, evaluate_step, denoise=denoise, network_calls=calls
+        init,
+        make_train_step(config, model),
+        sample_step,
+        evaluate_step,
+        denoise=denoise,
+        network_calls=solvers.calls(config, visited),
     )
 
 
@@ -300,68 +292,9 @@ def make_objective(diffusion, model: Model) -> Callable:
     return objective
 
 
-def guide(
-    eps_theta: Callable,
-    x_t: jax.Array,
-    t: jax.Array,
-    label: jax.Array,
-    null: int,
-    guidance: jax.Array,
-) -> jax.Array:
-    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with guidance = 1 + w).
-
-    Args:
-      eps_theta: (x_t, t, label) -> noise, or x_0 or v; called once, on both halves of a doubled
-        batch. What it says beyond c channels, of the variance, remains that for the label.
-      x_t: [n, h, w, c].
-      t: [n].
-      label: int32 [n].
-      null: the label that stands for none.
-      guidance: [n]; 0 is the unconditional model, 1 the conditional one.
-
-    Returns:
-      The noise, or what else `eps_theta` gives.
-    """
-    said, said_null = with_and_without(eps_theta, x_t, t, label, null)
-    c = x_t.shape[-1]
-    guided = classifier_free(said[..., :c], said_null[..., :c], guidance)
-    return jnp.concatenate([guided, said[..., c:]], -1)
-
-
-def with_and_without(
-    function: Callable, x_t: jax.Array, t: jax.Array, label: jax.Array, null: int
-) -> tuple[jax.Array, jax.Array]:
-    """`function(x_t, t, label)` and what it gives for the null class, of one doubled batch."""
-    both = jnp.concatenate([label, jnp.full_like(label, null)])  # [2n]
-    result = function(jnp.tile(x_t, (2, 1, 1, 1)), jnp.tile(t, 2), both)  # [2n, h, w, c]
-    return tuple(jnp.split(result, 2))
-
-
-def hide(key: jax.Array, label: jax.Array, share: float, null: int) -> jax.Array:
-    """Labels [b], about that share of them replaced by the null class."""
-    return jnp.where(jax.random.bernoulli(key, share, label.shape), null, label)
-
-
-def labels(batch: dict, num_classes: int) -> jax.Array | None:
-    """`batch['label']` where the model knows classes, else None."""
-    if num_classes and 'label' not in batch:
-        raise UserError(
-            "no 'label': a model of config.data.num_classes="
-            f'{num_classes} classes needs int32 [n] below {num_classes} in its batch or condition'
-        )
-    return batch['label'] if num_classes else None
-
-
-def knob(config, condition: dict, name: str, n: int) -> jax.Array:
-    """One of the sampler's numbers, [n]: the condition's, else the config's, whose type it has."""
-    default = config.sample.knobs[name]
-    dtype = jnp.int32 if isinstance(default, int) else jnp.float32
-    return jnp.broadcast_to(jnp.asarray(condition.get(name, default), dtype), n)
-
-
 def check(config) -> None:
     """Raises UserError where `diffusion`, `sampler` or `sample.knobs` cannot be obeyed."""
-    diffusion, sampler, knobs = config.diffusion, config.sampler, config.sample.knobs
+    diffusion, sampler = config.diffusion, config.sampler
     T, low, high = diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
     named = (
         (diffusion, 'betas', BETAS),
@@ -370,7 +303,6 @@ def check(config) -> None:
         (diffusion, 'loss', LOSSES),
         (diffusion, 'weighting', WEIGHTINGS),
         (diffusion, 'times', TIMES),
-        (sampler, 'name', NAMES),
         (sampler, 'variance', VARIANCES),
         (sampler, 'spacing', SPACINGS),
     )
@@ -383,9 +315,9 @@ def check(config) -> None:
     require(diffusion.gamma > 0, 'diffusion.gamma', diffusion.gamma, 'more than 0')
     require(diffusion.vlb_weight > 0, 'diffusion.vlb_weight', diffusion.vlb_weight, 'more than 0')
     _check_fit(diffusion, sampler)
-    check_guidance(config)
-    require(1 <= knobs.steps <= T, 'sample.knobs.steps', knobs.steps, f'1 to timesteps={T}')
-    check_eta(config)
+    conditions.check(config)
+    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
+    solvers.check(config, continuous=False, finite=not diffusion.zero_snr, most=T)
 
 
 def _check_fit(diffusion, sampler) -> None:
@@ -409,35 +341,4 @@ def _check_fit(diffusion, sampler) -> None:
         'sampler.variance',
         'learned_range',
         expected,
-    )
-
-
-def check_guidance(config) -> None:
-    """Raises UserError where labels are to be hidden that are not there, or guidance cannot be."""
-    dropout, scale = config.diffusion.label_dropout, config.sample.knobs.guidance
-    require(0 <= dropout < 1, 'diffusion.label_dropout', dropout, 'a probability below 1')
-    require(
-        dropout == 0 or config.data.num_classes > 0,
-        'diffusion.label_dropout',
-        dropout,
-        '0, because config.data.num_classes=0: there are no labels to hide',
-    )
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    require(
-        scale == 1 or dropout > 0,
-        'sample.knobs.guidance',
-        scale,
-        '1, because config.diffusion.label_dropout=0: the model cannot be guided',
-    )
-
-
-def check_eta(config) -> None:
-    """Raises UserError where the sampler is asked for a share of noise that it does not know."""
-    eta, name = config.sample.knobs.eta, config.sampler.name
-    require(0 <= eta <= 1, 'sample.knobs.eta', eta, '0 to 1')
-    require(
-        eta == 0 or name == 'ddim',
-        'sample.knobs.eta',
-        eta,
-        f"0, because config.sampler.name={name!r}: only 'ddim' knows eta",
     )

@@ -93,8 +93,11 @@ def rescale(guided: jax.Array, conditional: jax.Array, phi: jax.Array) -> jax.Ar
       phi: [n], 0 (nothing changes) to 1; the paper's is 0.7.
     """
     axes = tuple(range(1, guided.ndim))
-    now, want = (jnp.std(x, axes, keepdims=True) for x in (guided, conditional))  # [n, 1, ...]
-    ratio = jnp.where(now > 0, want / jnp.where(now > 0, now, 1.0), 1.0)
+    now, want = (jnp.var(x, axes, keepdims=True) for x in (guided, conditional))  # [n, 1, ...]
+    # A root has no gradient at 0, and what is divided by 0 has none even where it is not taken.
+    some = (now > 0) & (want > 0)
+    ratio = jnp.sqrt(jnp.where(some, want, 1.0) / jnp.where(some, now, 1.0))
+    ratio = jnp.where((now > 0) & (want == 0), 0.0, ratio)
     phi = _each(phi, guided)
     return guided * (phi * ratio + (1 - phi))
 
@@ -111,7 +114,8 @@ def by_label(
     """`classifier_free` and `rescale` of what one network says, of x_0 or another quantity.
 
     Args:
-      said: (x_t, t, label) -> [n, ...]; called once, on a doubled batch.
+      said: (x_t, t, label) -> [n, ...]; called once, on a doubled batch. What it says in more
+        channels than x_t has, of the variance, remains that for the label.
       x_t: [n, ...].
       t: [n].
       label: int32 [n].
@@ -122,9 +126,12 @@ def by_label(
     Returns:
       [n, ...].
     """
+    c = x_t.shape[-1]
     x_t, t = (jnp.concatenate([x, x]) for x in (x_t, t))  # [2n, ...]
-    given, instead = jnp.split(said(x_t, t, jnp.concatenate([label, other])), 2)  # [n, ...]
-    return rescale(classifier_free(given, instead, guidance), given, phi)
+    both = said(x_t, t, jnp.concatenate([label, other]))
+    given, instead = jnp.split(both[..., :c], 2)  # [n, ...]
+    guided = rescale(classifier_free(given, instead, guidance), given, phi)
+    return jnp.concatenate([guided, both[: len(given), ..., c:]], -1)
 
 
 def autoguided(denoise: Callable, worse: Callable, guidance: jax.Array) -> Callable:

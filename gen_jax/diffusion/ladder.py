@@ -2,10 +2,9 @@
 
 x_t = x_0 + sigma_t eps, and t is the level's index: a `Process` like any other, of which training
 sees only whole times. Denoising score matching with the papers' weight sigma^2 is prediction
-'score', told the time, with weighting 'simple' or 'eps', which are then the same.
+'score', told the level, with weighting 'simple' or 'eps', which are then the same.
 """
 
-import jax
 import jax.numpy as jnp
 
 from gen_jax.diffusion.processes import Process
@@ -40,8 +39,3 @@ def ladder(levels: int = 232, sigma_min: float = 0.01, sigma_max: float = 50.0) 
         levels - 1.0,
         sigma_max,
     )
-
-
-def draw_levels(process: Process, key: jax.Array, n: int) -> jax.Array:
-    """The times of n training examples: whole, all levels alike, float32 [n]."""
-    return jax.random.randint(key, n, 0, int(process.t_max) + 1).astype(jnp.float32)

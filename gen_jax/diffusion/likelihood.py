@@ -20,13 +20,11 @@ do not depend on the others: `denoise` is called as often as the one with the mo
 from collections.abc import Callable
 from functools import partial
 
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from gen_jax.config import nearest
-from gen_jax.diffusion import predictions
+from gen_jax.diffusion import ode
 from gen_jax.diffusion.processes import Process
 from gen_jax.errors import UserError
 from gen_jax.metrics.bits_per_dim import from_nats
@@ -35,7 +33,6 @@ DIVERGENCES = ('rademacher', 'gaussian', 'exact')
 DEQUANTISATIONS = ('uniform', 'none')
 # Width of one of 256 cells that share [-1, 1]; the offset of bits per dimension is its log2, 7.
 CELL = 2 / 256
-MOST_STEPS = 4096
 # Of 'exact': each evaluation of the slope goes back through the network once per dimension.
 MOST_DIMS = 1024
 
@@ -166,19 +163,20 @@ def log_likelihood(
 
     Returns:
       Nats [b], x_T [b, h, w, c], and the calls of `denoise` that each needed, int32 [b]. The first
-      two are NaN where MOST_STEPS were not enough.
+      two are NaN where `ode.MOST_STEPS` were not enough.
     """
 
     def slopes(t, state, v):
         x, _ = state
-        f, pull = jax.vjp(partial(_velocity, denoise, process, t), x)
+        f, pull = jax.vjp(partial(ode.velocity, denoise, process, t), x)
         (v_J,) = jax.vmap(pull, 1, 1)(v)  # [b, k, h, w, c]
         return f, jnp.sum(v_J * v, (2, 3, 4)).mean(1)
 
     start = image, jnp.zeros(len(image), image.dtype)
-    (x_T, growth), nfe = _solve(slopes, process, start, v, rtol, atol)
+    (x_T, growth), steps = _to_noise(slopes, process, start, v, rtol, atol)
     log_prior = jax.scipy.stats.norm.logpdf(x_T, scale=process.prior_std)
-    return jnp.sum(log_prior, (1, 2, 3)) + growth, x_T, nfe
+    # A step's last stage is the next one's first.
+    return jnp.sum(log_prior, (1, 2, 3)) + growth, x_T, 1 + 6 * steps
 
 
 def latent(
@@ -194,81 +192,11 @@ def latent(
     """
 
     def slopes(t, x, _):
-        return _velocity(denoise, process, t, x)
+        return ode.velocity(denoise, process, t, x)
 
-    return _solve(slopes, process, image, None, rtol, atol)[0]
-
-
-def _velocity(denoise, process, t, x):
-    """dx/dt = alpha' x_0 + sigma' eps, [b, h, w, c].
-
-    f(t) x - g(t)^2 score / 2 (Song et al. 2021, eq. 13) in a form without 1 / alpha, as alpha is 0
-    at the end of a flow.
-    """
-    levels = (jax.jvp(level, (t,), (jnp.ones_like(t),)) for level in (process.alpha, process.sigma))
-    (alpha, alpha_rate), (sigma, sigma_rate) = (
-        (level[:, None, None, None], rate[:, None, None, None]) for level, rate in levels
-    )
-    x_0 = denoise(x, t)
-    return alpha_rate * x_0 + sigma_rate * predictions.noise(x, x_0, alpha, sigma)
+    return _to_noise(slopes, process, image, None, rtol, atol)[0]
 
 
-def _solve(slopes, process, start, args, rtol, atol):
-    """`start` at t_min carried to t_max, and how often each example asked for its slope, [b].
-
-    Args:
-      slopes: (t [b], state, args) -> a slope for each number of the state.
-      start: the state, arrays with leading axis b.
-      args: more of them, which stay as they are.
-    """
-    begin, end = jnp.float32(process.t_min), jnp.float32(process.t_max)
-    alone = _alone(slopes, start, args)
-
-    def one(start, args):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(alone),
-            diffrax.Dopri5(),
-            begin,
-            end,
-            # A guess, made smaller or larger at once; diffrax's own is 0.01 on any scale of time.
-            dt0=1e-3 * (end - begin),
-            y0=start,
-            args=args,
-            stepsize_controller=diffrax.PIDController(rtol, atol),
-            # Nothing is differentiated, and of all its loops this is the plain one.
-            adjoint=diffrax.ForwardMode(),
-            max_steps=MOST_STEPS,
-            throw=False,
-        )
-        done = solution.result == diffrax.RESULTS.successful
-        last = jax.tree.map(lambda y: jnp.where(done, y[-1], jnp.nan), solution.ys)
-        # A step's last stage is the next one's first.
-        return last, 1 + 6 * solution.stats['num_steps']
-
-    return jax.vmap(one)(start, args)
-
-
-def _alone(slopes, start, args):
-    """`slopes` as a function of one example that `jax.vmap` calls for all examples at once.
-
-    `denoise` knows the conditions of all examples, and could not be mapped over one at a time.
-    """
-    n = len(jax.tree.leaves(start)[0])
-    # The arrays that it closes over become operands: the rule runs where those of a jit around all
-    # this cannot be reached any more.
-    closed = eqx.filter_closure_convert(slopes, jnp.zeros(n, jnp.float32), start, args)
-    arrays, rest = eqx.partition(closed, eqx.is_array)
-
-    @jax.custom_batching.custom_vmap
-    def alone(arrays, t, state, args):
-        return state  # shaped like its slope; only the rule is ever run
-
-    @alone.def_vmap
-    def together(n, mapped, arrays, *each):
-        each = jax.tree.map(
-            lambda x, yes: x if yes else jnp.broadcast_to(x, (n, *x.shape)), each, tuple(mapped[1:])
-        )
-        result = eqx.combine(arrays, rest)(*each)
-        return result, jax.tree.map(lambda _: True, result)
-
-    return partial(alone, arrays)
+def _to_noise(slopes, process, start, args, rtol, atol):
+    ends = process.t_min, process.t_max
+    return ode.solve(slopes, *ends, start, args, (rtol, atol), 'dopri5')

@@ -10,7 +10,7 @@ from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.processes import Process
 
 WEIGHTINGS = ('simple', 'eps', 'x_0', 'edm', 'min_snr', 'likelihood')
-TIMES = ('uniform', 'lognormal', 'logit_normal')
+TIMES = ('uniform', 'lognormal', 'logit_normal', 'levels')
 
 
 def weighting(
@@ -66,7 +66,7 @@ def draw_times(
     Args:
       name: 'uniform' on [t_min, t_max]; 'lognormal', where log(sigma / alpha) is normal (Karras et
         al. 2022, table 1: mean -1.2, std 1.2); 'logit_normal', where log(t / (1 - t)) is, for times
-        on [0, 1] (Esser et al. 2024, eq. 19).
+        on [0, 1] (Esser et al. 2024, eq. 19); 'levels', whole times from 0 to t_max, all alike.
       process: what the times are of.
       key: of the draw.
       n: how many.
@@ -74,6 +74,8 @@ def draw_times(
     """
     if name == 'uniform':
         return jax.random.uniform(key, n, minval=process.t_min, maxval=process.t_max)
+    if name == 'levels':
+        return jax.random.randint(key, n, 0, int(process.t_max) + 1).astype(jnp.float32)
     z = mean + std * jax.random.normal(key, n)
     return process.time(jnp.exp(z)) if name == 'lognormal' else jax.nn.sigmoid(z)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import adaptive, langevin, multistep, samplers
+from gen_jax.diffusion import langevin, multistep, ode, samplers
 from gen_jax.diffusion.processes import Path
 from gen_jax.diffusion.schedules import Trajectory
 
@@ -80,7 +80,7 @@ SAMPLERS = {
         finite=True,
     ),
     'adaptive': Sampler(
-        adaptive.probability_flow,
+        lambda *args: ode.sample(*args)[0],
         ('tolerance',),
         ('solver',),
         calls=lambda steps, options: 100,  # a guess, for plans: it depends on the samples
@@ -184,7 +184,8 @@ def check(config, continuous: bool, finite: bool = True, most: int = 10_000) -> 
         expected = f'0, because sampler.name={name!r} chooses its steps itself'
         require(steps == 0, 'sample.knobs.steps', steps, expected)
     else:
-        require(1 <= steps <= most, 'sample.knobs.steps', steps, f'1 to {most}')
+        expected = f'1 to {most}' if continuous else f'1 to timesteps={most}'
+        require(1 <= steps <= most, 'sample.knobs.steps', steps, expected)
     for field in KNOBS:
         if field in config.sample.knobs:
             _check_knob(field, config.sample.knobs[field], name)
@@ -211,5 +212,5 @@ def _check_options(options) -> None:
     ok = len(ends) == 2 and 0 <= ends[0] < ends[1]
     require(ok, 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
     require(noise > 0, 'sampler.churn_noise', noise, 'more than 0')
-    known = adaptive.SOLVERS
+    known = ode.SOLVERS
     require(solver in known, 'sampler.solver', solver, f'a known name{nearest(solver, known)}')

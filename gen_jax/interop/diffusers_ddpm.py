@@ -20,7 +20,6 @@ from gen_jax.diffusion import gaussian, networks
 from gen_jax.diffusion.unet import UNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
-from gen_jax.method import Net, optimizer
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
@@ -61,13 +60,9 @@ READ = (
     '_diffusers_version',
     '_name_or_path',
 )
-# (value we can follow, diffusers' default) of the schedulers' fields that change what was trained.
-SCHEDULE = {
-    'beta_schedule': ('linear', 'linear'),
-    'prediction_type': ('epsilon', 'epsilon'),
-    'trained_betas': (None, None),
-    'rescale_betas_zero_snr': (False, False),
-}
+# What diffusers calls `config.diffusion.betas` and `prediction`.
+BETAS = {'linear': 'linear', 'scaled_linear': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
+PREDICTIONS = {'eps': 'epsilon', 'x_0': 'sample', 'v': 'v_prediction'}
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
@@ -152,9 +147,15 @@ def gaussian_state(config, folder: str) -> gaussian.State:
             f'{place}: its images have {channels[0]} channels and its output {channels[1]}, '
             f'expected config.data.channels={config.data.channels} for both'
         )
+    told, learned = config.diffusion.told, config.diffusion.learned_variance
+    if told != 'time' or learned:
+        raise UserError(
+            f'{place}: diffusers tells its network the time and has no variance learned, expected '
+            f"config.diffusion.told='time' and learned_variance=False, not {told!r} and {learned}"
+        )
     _check_schedule(config.diffusion, folder)
     params = jax.tree.map(jnp.asarray, params)
-    return gaussian.State(Net.create({'params': params}, optimizer(config.optimizer), ema=True))
+    return gaussian.first_state(config, {'params': params})
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -275,12 +276,17 @@ def _check_schedule(diffusion, folder: str) -> None:
     if not place.is_file():
         return
     fields = _read_json(place)
+    # (what the config makes, diffusers' default)
     ours = {
         'num_train_timesteps': (diffusion.timesteps, 1000),
-        'beta_start': (diffusion.beta_min, 1e-4),
-        'beta_end': (diffusion.beta_max, 0.02),
-        **SCHEDULE,
+        'beta_schedule': (BETAS[diffusion.betas], 'linear'),
+        'prediction_type': (PREDICTIONS[diffusion.prediction], 'epsilon'),
+        'rescale_betas_zero_snr': (diffusion.zero_snr, False),
+        'trained_betas': (None, None),
     }
+    if diffusion.betas != 'cosine':
+        ours['beta_start'] = diffusion.beta_min, 1e-4
+        ours['beta_end'] = diffusion.beta_max, 0.02
     for name, (value, default) in ours.items():
         theirs = fields.get(name, default)
         if theirs != value:

@@ -47,8 +47,20 @@ KINDS = {
         'sampler.spacing': 'log_snr',
         'sampler.name': 'ancestral',
     },
+    'ladder': {
+        'diffusion.process': 'ladder',
+        'diffusion.levels': 10,
+        'diffusion.range': (0.01, 1.0),
+        'diffusion.prediction': 'score',
+        'diffusion.told': 'level',
+        'diffusion.times': 'levels',
+        'sampler.spacing': 'linear',
+        'sampler.name': 'annealed_langevin',
+        'sampler.corrections': 3,
+        'sample.knobs.snr': 0.16,
+    },
 }
-SLOW = ('vp', 've', 'sub_vp', 'cosine')  # enough are left
+SLOW = ('vp', 've', 'sub_vp', 'cosine', 'ladder')  # enough are left
 
 
 def config(**changes):
@@ -432,4 +444,41 @@ def test_a_negative_label_needs_guidance():
     given = {'label': jnp.zeros(B, jnp.int32), 'negative_label': jnp.ones(B, jnp.int32)}
     with pytest.raises(UserError, match='cannot be guided') as error:
         method.denoise(randomised(method), batch()['image'], jnp.full(B, 0.7), given)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('dequantisation', ['uniform', 'none'])
+def test_evaluation_gives_bits_per_dim(dequantisation):
+    """Of a network that knows nothing: with outputs of 0 the model is a Gaussian."""
+    options = {'divergence': 'exact', 'dequantisation': dequantisation, 'tolerance': 1e-4}
+    method = continuous.create(config(**{f'likelihood__{x}': y for x, y in options.items()}))
+    state = jax.jit(method.init)(jax.random.key(0), batch())
+    found = jax.jit(method.evaluate_step)(keys(B), state, batch())
+    name = {'uniform': 'ode_bits_per_dim', 'none': 'ode_density_bits_per_dim'}[dequantisation]
+    assert set(found) == {'loss', name, 'ode_network_calls'}
+    # x_0_hat = skip x_t (Karras et al. 2022, eq. 7) is the exact denoiser of N(0, 0.5^2).
+    image = batch()['image']
+    spread = (2 / 256) ** 2 / 12 if dequantisation == 'uniform' else 0.0
+    nats = 0.5 * np.log(2 * np.pi * 0.25) + (image**2 + spread) / (2 * 0.25)
+    want = nats.mean((1, 2, 3)) / np.log(2) + 7
+    np.testing.assert_allclose(found[name], want, atol=0.02)
+    assert (found['ode_network_calls'] % 6 == 1).all()
+    again = method.evaluate_step(keys(B)[:1], state, {x: y[:1] for x, y in batch().items()})
+    np.testing.assert_allclose(again[name], found[name][:1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'likelihood__divergence': 'rademache'}, "did you mean 'rademacher'"),
+        ({'likelihood__divergence': 'exact', 'data__image_size': 64}, 'at most 1024'),
+        ({'likelihood__t_min': 0.5}, '0 \\(the usual\\) to 0.1'),
+        ({'diffusion__told': 'level'}, "for process='ladder'"),
+        ({'diffusion__process': 'ladder'}, "'level' with process='ladder'"),
+        ({'diffusion__levels': 1}, 'at least 2'),
+    ],
+)
+def test_mistakes_about_likelihood_and_levels_are_named(changes, says):
+    with pytest.raises(UserError, match=says) as error:
+        continuous.create(config(**changes))
     assert '\n' not in str(error.value)

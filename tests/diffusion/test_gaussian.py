@@ -7,7 +7,8 @@ import pytest
 
 from configs import improved_ddpm_cifar10
 from gen_jax.config import default, validate
-from gen_jax.diffusion import gaussian
+from gen_jax.diffusion import gaussian, guidance
+from gen_jax.diffusion.solvers import SAMPLERS
 from gen_jax.errors import UserError
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
@@ -86,10 +87,17 @@ def test_state_matches_its_shapes():
     assert jax.tree.structure(again) == jax.tree.structure(shapes)
 
 
-@pytest.mark.parametrize('name', gaussian.NAMES)
-@pytest.mark.parametrize('make', [config, guided])
+@pytest.mark.parametrize(
+    ('make', 'name'),
+    [
+        (guided, 'ancestral'),
+        (guided, 'ddim'),
+        *((config, name) for name, sampler in SAMPLERS.items() if not sampler.continuous),
+    ],
+)
 def test_samples(make, name):
-    method = gaussian.create(make(sampler__name=name))
+    snr = 0.16 if 'snr' in SAMPLERS[name].needs else 0.0
+    method = gaussian.create(make(sampler__name=name, sample__knobs__snr=snr))
     state = randomised(method)
     label = jnp.arange(5, dtype=jnp.int32) % 3
     five = jax.jit(method.sample_step)(keys(5), state, {'label': label})
@@ -228,7 +236,7 @@ FLIPS = {
     'diffusion__told': 'thousandths',
     'diffusion__beta_min': 0.01,
     'diffusion__beta_max': 0.3,
-    'sampler__name': 'ddpm',
+    'sampler__name': 'ancestral',
     'sample__knobs__steps': 4,
     'sampler__spacing': 'quadratic',
     'sampler__clip': False,
@@ -323,7 +331,7 @@ def learned(**changes):
 
 def test_a_learned_variance_is_sampled_evaluated_and_guided():
     settings = learned(
-        sampler__name='ddpm',
+        sampler__name='ancestral',
         sampler__spacing='linspace',
         data__num_classes=3,
         diffusion__label_dropout=0.5,
@@ -350,7 +358,8 @@ def test_guidance_leaves_the_variance_to_the_condition():
         return jnp.concatenate([x_t + label[:, None, None, None], 10.0 * x_t], -1)
 
     x_t, label = jnp.ones((2, 3, 3, 1)), jnp.int32([1, 2])
-    got = gaussian.guide(said, x_t, jnp.zeros(2), label, 5, jnp.float32([0.0, 3.0]))
+    null, scale, phi = jnp.full(2, 5), jnp.float32([0.0, 3.0]), jnp.zeros(2)
+    got = guidance.by_label(said, x_t, jnp.zeros(2), label, null, scale, phi)
     np.testing.assert_allclose(got[..., 0].mean((1, 2)), [1 + 5, 1 + 5 + 3 * (2 - 5)])
     np.testing.assert_allclose(got[..., 1], 10)
 
@@ -449,7 +458,7 @@ def test_resumed_equals_uninterrupted_with_a_history_of_losses(resampling, tmp_p
 def test_variance_changes_ancestral_sampling_and_the_bound():
     outputs = []
     for variance in ('fixed_large', 'fixed_small'):
-        method = gaussian.create(config(sampler__name='ddpm', sampler__variance=variance))
+        method = gaussian.create(config(sampler__name='ancestral', sampler__variance=variance))
         state = randomised(method)
         bits = jax.jit(method.evaluate_step)(keys(B), state, batch())['vlb_bits_per_dim']
         outputs.append((method.sample_step(keys(2), state, {}), bits))
@@ -469,7 +478,7 @@ def test_improved_ddpm_has_the_papers_network(variant):
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
-        ({'sampler__name': 'ddmp'}, "did you mean 'ddpm'"),
+        ({'sampler__name': 'ancestrall'}, "did you mean 'ancestral'"),
         ({'sampler__variance': 'large'}, "did you mean 'fixed_large'"),
         ({'sampler__spacing': 'quadratik'}, "did you mean 'quadratic'"),
         ({'sample__knobs__steps': 0}, r'knobs\.steps=0: expected 1 to timesteps=20'),
@@ -482,7 +491,7 @@ def test_improved_ddpm_has_the_papers_network(variant):
         ({'diffusion__label_dropout': 1.0}, 'below 1'),
         ({'ema_decay': 1.0}, 'ema_decay < 1'),
         ({'sample__knobs__eta': 1.5}, '0 to 1'),
-        ({'sample__knobs__eta': 0.5, 'sampler__name': 'ddpm'}, "only 'ddim' knows eta"),
+        ({'sample__knobs__eta': 0.5, 'sampler__name': 'ancestral'}, 'eta is for ddim and dpmpp_2m'),
         ({'sample__knobs__guidance': 2.0}, 'cannot be guided'),
         ({'model__groups': 3}, 'groups'),
         ({'diffusion__betas': 'cosin'}, "did you mean 'cosine'"),

@@ -8,7 +8,6 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
 
 from gen_jax.diffusion import guidance
-from gen_jax.diffusion.gaussian import guide
 from gen_jax.errors import UserError
 
 MEANS = jnp.float32([[-1.0, 0.5], [2.0, -0.5], [0.0, 1.5]])  # of the classes, in the plane
@@ -104,7 +103,8 @@ def test_classifier_free_is_that_of_noise():
             (label == 9)[:, None, None, None], *(jnp.tile(e, (2, 1, 1, 1)) for e in eps)
         )
 
-    guided = guide(eps_theta, x_t, jnp.zeros(3), LABEL, 9, WEIGHTS)
+    null, phi = jnp.full(3, 9), jnp.zeros(3)
+    guided = guidance.by_label(eps_theta, x_t, jnp.zeros(3), LABEL, null, WEIGHTS, phi)
     x0_null, x0_label, want = ((x_t - sigma * e) / alpha for e in (*eps, guided))
     got = guidance.classifier_free(x0_label, x0_null, WEIGHTS)
     np.testing.assert_allclose(got, want, atol=2e-5)
@@ -193,6 +193,15 @@ def test_by_label_is_guidance_and_rescale_of_one_call(x_t):
     ratio = jnp.std(given, 1) / jnp.std(want, 1)
     np.testing.assert_allclose(got, want * (phi * ratio + 1 - phi)[:, None], rtol=1e-5)
     assert calls[0] == 6
+
+
+def test_rescale_has_a_gradient_where_nothing_varies():
+    x = jnp.zeros((2, 3, 3, 1))
+    for phi in (0.0, 0.7):
+        gradient = jax.grad(lambda x, y, phi=phi: guidance.rescale(x, y, jnp.full(2, phi)).sum())
+        for y in (x, x.at[0, 0, 0, 0].set(1.0)):
+            assert np.isfinite(gradient(x, y)).all()
+            assert np.isfinite(gradient(y, x)).all()
 
 
 def levels(t):

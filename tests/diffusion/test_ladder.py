@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from gen_jax.diffusion import samplers
-from gen_jax.diffusion.ladder import draw_levels, ladder
+from gen_jax.diffusion.ladder import ladder
+from gen_jax.diffusion.losses import draw_times
 from gen_jax.diffusion.processes import Path
 from gen_jax.diffusion.schedules import geometric_sigmas
 from gen_jax.errors import UserError
@@ -20,7 +21,7 @@ def test_levels_are_the_times():
 
 
 def test_all_levels_are_drawn_alike():
-    t = draw_levels(ladder(10, 0.01, 1.0), jax.random.key(0), 20_000)
+    t = draw_times('levels', ladder(10, 0.01, 1.0), jax.random.key(0), 20_000)
     assert t.dtype == jnp.float32
     level, count = np.unique(t, return_counts=True)
     np.testing.assert_array_equal(level, np.arange(10))

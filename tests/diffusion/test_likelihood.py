@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.integrate import solve_ivp
 
 from gen_jax.config import default
-from gen_jax.diffusion import continuous, likelihood, processes
+from gen_jax.diffusion import continuous, likelihood, ode, processes
 from gen_jax.diffusion.likelihood import bits_per_dim, latent, log_likelihood
 from gen_jax.errors import UserError
 
@@ -287,7 +287,7 @@ def test_both_tolerances_bound_the_error():
 
 
 def test_no_number_where_the_solver_gave_up(monkeypatch):
-    monkeypatch.setattr(likelihood, 'MOST_STEPS', 5)
+    monkeypatch.setattr(ode, 'MOST_STEPS', 5)
     process = PROCESSES['flow']
     args = gaussian(process), process, keys(1), images(1)
     found = jax.jit(lambda: bits_per_dim(*args))()

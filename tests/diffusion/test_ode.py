@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax.diffusion import adaptive, processes, samplers
+from gen_jax.diffusion import ode, processes, samplers
 from gen_jax.diffusion.processes import Path
 
 MU, S = 0.3, 0.5
@@ -38,7 +38,7 @@ def keys(n):
 def solve(name, tolerance, solver='tsit5', s=S):
     n, process = len(tolerance), PROCESSES[name]
     path = Path(process, jnp.zeros(n, jnp.int32), 'linear')
-    return adaptive.solve(denoiser(process, s), path, keys(n), SHAPE, tolerance, solver)
+    return ode.sample(denoiser(process, s), path, keys(n), SHAPE, tolerance, solver)
 
 
 def exact(process, n, s=S):
@@ -81,7 +81,7 @@ def test_the_network_is_called_for_all_samples_at_once_as_often_as_told():
         jax.debug.callback(lambda t: seen.append(t.shape), t)
         return denoiser(process)(x, t)
 
-    _, steps = adaptive.solve(denoise, path, keys(2), SHAPE, jnp.full(2, 1e-3))
+    _, steps = ode.sample(denoise, path, keys(2), SHAPE, jnp.full(2, 1e-3))
     jax.effects_barrier()
     assert set(seen) == {(2,)}
     # Six a step, a few to find the first step's length and its slope, one for the image.
@@ -89,5 +89,5 @@ def test_the_network_is_called_for_all_samples_at_once_as_often_as_told():
 
 
 def test_who_does_not_arrive_is_not_a_number(monkeypatch):
-    monkeypatch.setattr(adaptive, 'MOST_STEPS', 3)
+    monkeypatch.setattr(ode, 'MOST_STEPS', 3)
     assert np.isnan(solve('edm', np.float32([1e-5]))[0]).all()

@@ -1,0 +1,99 @@
+"""What samples are to be: labels and the sampler's numbers, from a condition or a config.
+
+Shared by the methods of this room. With classes, guidance is classifier-free (Ho and Salimans
+2022): in training some labels are hidden behind one more class, the null class.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.config import require
+from gen_jax.diffusion.guidance import by_label, interval
+from gen_jax.errors import UserError
+
+# A method's share of `config.sampler` and of `config.sample.knobs`.
+SAMPLER = {
+    'guidance_interval': (),  # least and most sigma / alpha that is guided; (): all
+}
+KNOBS = {
+    'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
+    'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds
+}
+
+
+def labels(batch: dict, num_classes: int) -> jax.Array | None:
+    """`batch['label']` where the model knows classes, else None."""
+    if num_classes and 'label' not in batch:
+        raise UserError(
+            "no 'label': a model of config.data.num_classes="
+            f'{num_classes} classes needs int32 [n] below {num_classes} in its batch or condition'
+        )
+    return batch['label'] if num_classes else None
+
+
+def hide(key: jax.Array, label: jax.Array, share: float, null: int) -> jax.Array:
+    """Labels [b], about that share of them replaced by the null class."""
+    return jnp.where(jax.random.bernoulli(key, share, label.shape), null, label)
+
+
+def knob(config, condition: dict, name: str, n: int) -> jax.Array:
+    """One of the sampler's numbers, [n]: the condition's, else the config's, whose type it has."""
+    default = config.sample.knobs[name]
+    dtype = jnp.int32 if isinstance(default, int) else jnp.float32
+    return jnp.broadcast_to(jnp.asarray(condition.get(name, default), dtype), n)
+
+
+def guided(
+    config, raw: Callable, level: Callable, x_t: jax.Array, t: jax.Array, condition: dict
+) -> jax.Array:
+    """What a network says given the condition's label, guided as the config and it say.
+
+    Args:
+      config: of the method.
+      raw: (x_t, t, label) -> what the network says of x_t, and beyond its c channels of the
+        variance, which remains that for the label.
+      level: t -> (alpha, sigma), each [n, 1, 1, 1].
+      x_t: [n, h, w, c].
+      t: [n].
+      condition: `label`; with guidance also `negative_label` int32 [n], in place of no label, and
+        KNOBS.
+    """
+    null, n = config.data.num_classes, len(x_t)
+    label = labels(condition, null)
+    if config.diffusion.label_dropout == 0:
+        if 'negative_label' in condition:
+            raise UserError(
+                "'negative_label' in the condition of a model that cannot be guided: "
+                'expected none; train it with config.diffusion.label_dropout above 0'
+            )
+        return raw(x_t, t, label)
+    guidance, phi = (knob(config, condition, name, n) for name in KNOBS)
+    if config.sampler.guidance_interval:
+        alpha, sigma = (x[:, 0, 0, 0] for x in level(t))  # [n]
+        guidance = interval(guidance, sigma / alpha, *config.sampler.guidance_interval)
+    other = condition.get('negative_label', jnp.full(n, null, jnp.int32))
+    return by_label(raw, x_t, t, label, other, guidance, phi)
+
+
+def check(config) -> None:
+    """Raises UserError where labels are to be hidden that are not there, or guidance cannot be."""
+    dropout, scale = config.diffusion.label_dropout, config.sample.knobs.guidance
+    require(0 <= dropout < 1, 'diffusion.label_dropout', dropout, 'a probability below 1')
+    require(
+        dropout == 0 or config.data.num_classes > 0,
+        'diffusion.label_dropout',
+        dropout,
+        '0, because config.data.num_classes=0: there are no labels to hide',
+    )
+    ends, phi = tuple(config.sampler.guidance_interval), config.sample.knobs.guidance_rescale
+    ok = not ends or (len(ends) == 2 and 0 <= ends[0] < ends[1])
+    expected = '() or two numbers, 0 <= least < most'
+    require(ok, 'sampler.guidance_interval', ends, expected)
+    require(0 <= phi <= 1, 'sample.knobs.guidance_rescale', phi, '0 to 1')
+    able = dropout > 0
+    why = 'because config.diffusion.label_dropout=0: the model cannot be guided'
+    require(able or scale == 1, 'sample.knobs.guidance', scale, f'1, {why}')
+    require(able or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
+    require(able or phi == 0, 'sample.knobs.guidance_rescale', phi, f'0, {why}')
