@@ -209,3 +209,21 @@ def test_gaussian_state_checks_the_schedule(folder, nested):
     edit_json(file, prediction_type='v_prediction')
     with pytest.raises(UserError, match="prediction_type='v_prediction', but"):
         gaussian_state(config(), str(folder))
+
+
+def test_gaussian_state_takes_other_schedules_where_the_config_has_them(folder):
+    theirs = {
+        'beta_schedule': 'squaredcos_cap_v2',
+        'prediction_type': 'v_prediction',
+        'rescale_betas_zero_snr': True,
+    }
+    (folder / 'scheduler_config.json').write_text(json.dumps(theirs))
+    settings = config()
+    for name, value in {'betas': 'cosine', 'prediction': 'v', 'zero_snr': True}.items():
+        with pytest.raises(UserError, match='but config.diffusion makes'):
+            gaussian_state(settings, str(folder))
+        settings.diffusion[name] = value
+    gaussian_state(settings, str(folder))
+    settings.diffusion.told = 'thousandths'
+    with pytest.raises(UserError, match="expected config.diffusion.told='time'"):
+        gaussian_state(settings, str(folder))
