@@ -109,6 +109,21 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'grid': 64,  # images in the grids
                 'knobs': {},  # the sampler's traced numbers, such as eta and guidance
             },
+            'edit': {
+                # reconstruct, interpolate, inpaint, repaint, colorize, vary
+                'task': 'reconstruct',
+                'images': '',  # a folder of them; '': those of data.eval_split
+                'n': 8,  # images to edit, the first ones
+                'results': 4,  # of each: draws, or for interpolate points on the way to the next
+                # Of inpaint and repaint, what is known: frame (all but the center), center, left,
+                # right, top, bottom, lines, pixels (every second); or a PNG of the images' size,
+                # white where they are known
+                'mask': 'frame',
+                'strength': 0.5,  # of vary: share of the steps to go through, more than 0 to 1
+                'eta': 1.0,  # noise of the steps, as DDIM's; reconstruct and interpolate: none
+                'jump': 10,  # of repaint: steps that are taken again together
+                'repeats': 10,  # of repaint: how often, in all
+            },
             'eval': {
                 # per_example (what evaluate_step says of the eval split), reconstruction (of it);
                 # of samples: fid, sfid, kid, is, prdc, accuracy, modes, diversity, path_length

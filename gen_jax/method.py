@@ -33,6 +33,9 @@ class Method(NamedTuple):
       encode: (state, batch) -> latents [b, ...], deterministic.
       decode: (state, latents, condition) -> images [b, h, w, c] in [-1, 1], deterministic.
       denoise: (state, x_t, t, condition) -> estimate of the clean image, shaped like x_t.
+      edits: what can be done to given images, {task: (keys[n], state, condition) -> (given,
+        result)}, both [n, h, w, c] in [-1, 1]: what the task left of the images, and what was made
+        of it. The condition has `image` too, and what else `gen_jax.edit` puts there.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
       network_calls: calls of the network in one `sample_step`, as the config has it.
     """
@@ -44,6 +47,7 @@ class Method(NamedTuple):
     encode: Callable | None = None
     decode: Callable | None = None
     denoise: Callable | None = None
+    edits: dict[str, Callable] | None = None
     latent_dim: int | None = None
     network_calls: int = 1
 

@@ -23,6 +23,7 @@ from gen_jax.diffusion import (
     processes,
     samplers,
     solvers,
+    uses,
 )
 from gen_jax.diffusion.conditions import guided, hide, knob, labels
 from gen_jax.diffusion.gaussian import State
@@ -164,10 +165,12 @@ def create(config) -> Method:
         x_0 = model.prediction.x_0(f, x_t, *model.level(t))
         return jnp.clip(x_0, -1.0, 1.0) if sampler.clip else x_0
 
+    def visited(condition, n):
+        return Path(model.process, knob(config, condition, 'steps', n), sampler.spacing)
+
     def sample_step(keys, state, condition):
         number = partial(knob, config, condition, n=len(keys))
-        path = Path(model.process, number('steps'), sampler.spacing)
-        asked = partial(denoise, state, condition=condition)
+        asked, path = partial(denoise, state, condition=condition), visited(condition, len(keys))
         return jnp.clip(solvers.run(config, asked, path, keys, shape, number), -1.0, 1.0)
 
     def evaluate_step(keys, state, batch):
@@ -187,6 +190,7 @@ def create(config) -> Method:
         sample_step,
         evaluate_step,
         denoise=denoise,
+        edits=uses.edits(denoise, visited),
         network_calls=solvers.calls(config, config.sample.knobs.steps),
     )
 

@@ -23,6 +23,7 @@ from gen_jax.diffusion import (
     predictions,
     samplers,
     solvers,
+    uses,
 )
 from gen_jax.diffusion.conditions import guided, hide, knob, labels
 from gen_jax.diffusion.predictions import Prediction
@@ -124,12 +125,15 @@ def create(config) -> Method:
     def with_share(state, x_t, t, condition):
         return estimate(state, x_t, t, condition)[1:]
 
+    def visited(condition, n):
+        return Trajectory.create(process, knob(config, condition, 'steps', n), sampler.spacing)
+
     def sample_step(keys, state, condition):
         number = partial(knob, config, condition, n=len(keys))
-        trajectory = Trajectory.create(process, number('steps'), sampler.spacing)
         learned = (sampler.name, sampler.variance) == ('ancestral', 'learned_range')
         says = partial(with_share if learned else denoise, state, condition=condition)
-        return jnp.clip(solvers.run(config, says, trajectory, keys, shape, number), -1.0, 1.0)
+        times = visited(condition, len(keys))
+        return jnp.clip(solvers.run(config, says, times, keys, shape, number), -1.0, 1.0)
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -140,14 +144,15 @@ def create(config) -> Method:
 
         return bound.evaluate(plain, process, keys, batch['image'], sampler.variance)
 
-    visited = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
+    steps = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
     return Method(
         init,
         make_train_step(config, model),
         sample_step,
         evaluate_step,
         denoise=denoise,
-        network_calls=solvers.calls(config, visited),
+        edits=uses.edits(denoise, visited),
+        network_calls=solvers.calls(config, steps),
     )
 
 

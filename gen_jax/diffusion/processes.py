@@ -172,7 +172,7 @@ class Path(NamedTuple):
         return self.process.time(_between(ratio ** (1 / self.rho), u) ** self.rho)
 
     def at(self, i: jax.Array) -> Step:
-        """The step from each sample's i-th time, counted from 0, to the one before it."""
+        """The step from each sample's i-th time, from 0, to the one before it; i may be [n]."""
         process, last = self.process, i == 0
         t, t_prev = self.time(i + 1), self.time(i)
         alpha, sigma = process.alpha(t), process.sigma(t)

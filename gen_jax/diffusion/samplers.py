@@ -64,7 +64,7 @@ def ddim(
     same there, k-diffusion's Euler ancestral.
 
     Args:
-      denoise: see above. eps is computed back from its x_0, so that the two agree after clipping.
+      denoise: see above.
       trajectory: through the times to visit.
       keys: [n].
       shape: (h, w, c).
@@ -74,18 +74,31 @@ def ddim(
     Returns:
       x_0, float32 [n, h, w, c].
     """
-    eta = eta[:, None, None, None]  # [n, 1, 1, 1]
 
     def step(i, x_t):
-        now: Step = trajectory.at(i)
-        x_0 = denoise(x_t, now.t)
-        eps = (x_t - now.scale * x_0) / now.noise_std
-        sigma = eta * jnp.sqrt(now.beta_tilde)
-        # Rounding may take the difference, 0 in the last step, below 0.
-        direction = jnp.sqrt(jnp.maximum(now.noise_std_prev**2 - sigma**2, 0.0)) * eps
-        return now.scale_prev * x_0 + direction + sigma * noise(keys, i, shape)
+        return ddim_step(denoise, trajectory.at(i), x_t, eta, noise(keys, i, shape))
 
     return follow(trajectory, step, keys, shape)
+
+
+def ddim_step(
+    denoise: Callable, now: Step, x_t: jax.Array, eta: jax.Array, z: jax.Array
+) -> jax.Array:
+    """From x_t to x_prev (Song et al. 2021, eq. 12 with the sigma of eq. 16).
+
+    Args:
+      denoise: see above. eps is computed back from its x_0, so that the two agree after clipping.
+      now: the step.
+      x_t: [n, h, w, c].
+      eta: [n], 0 to 1; 1 is ancestral sampling with variance beta_tilde.
+      z: standard normal like x_t, 0 in the last step.
+    """
+    x_0 = denoise(x_t, now.t)
+    eps = (x_t - now.scale * x_0) / now.noise_std
+    sigma = eta[:, None, None, None] * jnp.sqrt(now.beta_tilde)
+    # Rounding may take the difference, 0 in the last step, below 0.
+    direction = jnp.sqrt(jnp.maximum(now.noise_std_prev**2 - sigma**2, 0.0)) * eps
+    return now.scale_prev * x_0 + direction + sigma * z
 
 
 def heun(

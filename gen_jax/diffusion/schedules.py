@@ -235,8 +235,9 @@ class Trajectory(NamedTuple):
         )
 
     def at(self, i: jax.Array) -> Step:
-        """The step from each sample's i-th time, counted from 0, to the one before it."""
-        s, t = self.index[:, i], self.index[:, i + 1]  # [n]
+        """The step from each sample's i-th time, from 0, to the one before it; i may be [n]."""
+        i = jnp.broadcast_to(i, len(self.index))[:, None]
+        s, t = (jnp.take_along_axis(self.index, k, 1)[:, 0] for k in (i, i + 1))  # [n]
         high, low, scale, noise_std = self.marginals[:, t, None, None, None]
         high_prev, low_prev, scale_prev, noise_std_prev = self.marginals[:, s, None, None, None]
         beta = -jnp.expm1((high - high_prev) + (low - low_prev))

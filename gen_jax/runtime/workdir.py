@@ -25,6 +25,8 @@ FREE = (
     'sample',
     'sampler',
     'eval',
+    'edit',
+    'likelihood',
     'mesh',
     'data.eval_split',
     'data.tfds_dir',

@@ -220,10 +220,10 @@ def test_gaussian_state_takes_other_schedules_where_the_config_has_them(folder):
     (folder / 'scheduler_config.json').write_text(json.dumps(theirs))
     settings = config()
     for name, value in {'betas': 'cosine', 'prediction': 'v', 'zero_snr': True}.items():
-        with pytest.raises(UserError, match='but config.diffusion makes'):
+        with pytest.raises(UserError, match=r'but config\.diffusion makes'):
             gaussian_state(settings, str(folder))
         settings.diffusion[name] = value
     gaussian_state(settings, str(folder))
     settings.diffusion.told = 'thousandths'
-    with pytest.raises(UserError, match="expected config.diffusion.told='time'"):
+    with pytest.raises(UserError, match=r"expected config\.diffusion\.told='time'"):
         gaussian_state(settings, str(folder))

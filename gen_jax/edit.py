@@ -1,0 +1,229 @@
+"""--mode=edit: what a trained model makes of images that it is given."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax.config import create, nearest, require
+from gen_jax.data import fitting, pipeline, sources
+from gen_jax.errors import UserError
+from gen_jax.method import Method
+from gen_jax.runtime import images, workdir
+from gen_jax.runtime.program import Program
+from gen_jax.sample import load
+
+MOST_RESULTS = 1000  # of an image; those of image i are samples 1000 i, 1000 i + 1, ...
+MASKED = ('inpaint', 'repaint')
+# Where images are known, of the row y and column x of pixels, in a square of `size`.
+MASKS = {
+    'frame': lambda y, x, size: ~_in_center(y, x, size),
+    'center': lambda y, x, size: _in_center(y, x, size),
+    'left': lambda y, x, size: x < size / 2,
+    'right': lambda y, x, size: x >= size / 2,
+    'top': lambda y, x, size: y < size / 2,
+    'bottom': lambda y, x, size: y >= size / 2,
+    'lines': lambda y, x, size: y % 2 == 0,
+    'pixels': lambda y, x, size: (y % 2 == 0) & (x % 2 == 0),
+}
+
+
+def _in_center(y: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
+    """Whether a pixel is of the middle half, in both directions."""
+    return (np.abs(2 * y + 1 - size) < size / 2) & (np.abs(2 * x + 1 - size) < size / 2)
+
+
+def run(config, folder: Path, step: str | None = None) -> None:
+    """Writes edit/TASK_STEP.png and .npz of `folder`, by what `config.edit` asks for.
+
+    The picture has a row for each image: itself, what the model was given of it (but for
+    interpolate), and the results; for interpolate last the image that they lead to, all told the
+    first one's label. The .npz has what `Editing.edited` gives. Result r of image i depends on
+    (seed, i, r), the image, the checkpoint and the numbers only.
+
+    Raises:
+      UserError: a task that the method has not, numbers out of range, or no images, mask or
+        checkpoint.
+    """
+    method = create(config)
+    _check(config, method)
+    workdir.check(config, folder, after_training=True)
+    program = Editing(config, method)
+    step, state = load(program, folder, step)
+    arrays = program.edited(state)
+    if jax.process_index() == 0:
+        path = folder / 'edit' / f'{config.edit.task}_{step:08d}.png'
+        images.save_png(path, _page(config.edit.task, **arrays))
+        partial = path.with_name(f'.{path.stem}.partial.npz')
+        np.savez(partial, **arrays)
+        os.replace(partial, path.with_suffix('.npz'))
+        print(f'{config.edit.task} of {len(arrays["source"])} images: {path} and .npz')
+
+
+def _check(config, method: Method) -> None:
+    edit, able = config.edit, method.edits
+    if not able:
+        raise UserError(
+            f'config.method={config.method!r} cannot edit images: it has no edits; a model of '
+            'diffusion.gaussian (configs/ddpm_*.py) or diffusion.continuous (edm_*.py) can'
+        )
+    known = f'a task of this method{nearest(edit.task, able)}'
+    require(edit.task in able, 'edit.task', edit.task, known)
+    require(0 < edit.strength <= 1, 'edit.strength', edit.strength, 'more than 0, to 1')
+    require(0 <= edit.eta <= 1, 'edit.eta', edit.eta, '0 to 1')
+    for field in ('n', 'results', 'jump', 'repeats'):
+        require(edit[field] >= 1, f'edit.{field}', edit[field], 'a whole number of at least 1')
+    require(edit.results <= MOST_RESULTS, 'edit.results', edit.results, f'1 to {MOST_RESULTS}')
+    channels, colorize = config.data.channels, edit.task == 'colorize'
+    expected = f'another: images of config.data.channels={channels} have no colours, 3 have'
+    require(channels == 3 or not colorize, 'edit.task', edit.task, expected)
+    _check_steps(edit, config.sample.knobs.get('steps', 1))
+
+
+def _check_steps(edit, steps: int) -> None:
+    expected = 'at least 1: --mode=edit steps by DDIM, whatever config.sampler.name is'
+    require(steps >= 1, 'sample.knobs.steps', steps, expected)
+    expected = f'less than config.sample.knobs.steps={steps}: no step is repeated'
+    fits = edit.task != 'repaint' or edit.jump < steps
+    require(fits, 'edit.jump', edit.jump, expected)
+
+
+class Editing(Program):
+    """A Program that has an edit for its samples.
+
+    Sample MOST_RESULTS * i + r is result r of image i: [2, h, w, c], what the model was given and
+    what it made of it.
+    """
+
+    def __init__(self, config, method: Method):
+        """Reads the images and the mask, so that what is wrong with them is told at once."""
+        edit = method.edits[config.edit.task]
+
+        def pair(keys, state, condition):
+            return jnp.stack(edit(keys, state, condition), 1)  # [n, 2, h, w, c]
+
+        super().__init__(config, method._replace(sample_step=pair))
+        self._masks = {}
+        if config.edit.task in MASKED:
+            self._masks = {'mask': read_mask(config.edit.mask, config.data.image_size)}
+        self._images, self._labels = read_images(config)
+        # Interpolation needs an image to go to.
+        self._rows = len(self._images) - (config.edit.task == 'interpolate')
+        self._results = 1 if config.edit.task == 'reconstruct' else config.edit.results
+
+    def condition(self, indices: np.ndarray) -> dict:
+        """What the samples of these indices are asked for: see `Method.edits`."""
+        edit, (i, r) = self.config.edit, np.divmod(indices, MOST_RESULTS)
+        condition = super().condition(i)
+        if self._labels is not None:
+            condition['label'] = self._labels[i]
+        condition['image'] = pipeline.to_float(self._images[i])
+        for name in ('strength', 'eta', 'jump', 'repeats'):
+            dtype = np.int32 if isinstance(edit[name], int) else np.float32
+            condition[name] = np.full(len(i), edit[name], dtype)
+        for name, mask in self._masks.items():
+            condition[name] = np.broadcast_to(mask, (len(i), *mask.shape))
+        if edit.task == 'interpolate':
+            condition['other'] = pipeline.to_float(self._images[i + 1])
+            ends = max(self._results - 1, 1)
+            fraction = r / ends if self._results > 1 else np.full(len(i), 0.5)
+            condition['fraction'] = fraction.astype(np.float32)
+        return condition
+
+    def edited(self, state) -> dict[str, np.ndarray]:
+        """All results of n images.
+
+        Returns:
+          `source` uint8 [n, h, w, c], `given` and `results` uint8 [n, results, h, w, c]: what the
+          model was given of each, and what it made of that; for interpolate also `other` like
+          `source`.
+        """
+        rows, results = self._rows, self._results
+        indices = np.arange(rows)[:, None] * MOST_RESULTS + np.arange(results)
+        made = self.sample(state, indices.ravel())  # [rows * results, 2, h, w, c]
+        made = made.reshape(rows, results, *made.shape[1:])
+        arrays = {'source': self._images[:rows], 'given': made[:, :, 0], 'results': made[:, :, 1]}
+        if self.config.edit.task == 'interpolate':
+            arrays['other'] = self._images[1:]
+        return arrays
+
+
+def _page(task: str, source, given, results, other=None) -> np.ndarray:
+    """The picture that `run` writes, uint8 [H, W, c]."""
+    columns = [source[:, None], results]
+    columns.insert(*((2, other[:, None]) if task == 'interpolate' else (1, given[:, :1])))
+    rows = np.concatenate(columns, 1)  # [n, columns, h, w, c]
+    return images.grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
+
+
+def read_images(config) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images to edit, as `config.data` brings them to one size, and what they show.
+
+    Args:
+      config: `edit`, `data`, and `sample.label` for models that know classes: the class that all
+        images show; -1: what their source says.
+
+    Returns:
+      uint8 [n, h, w, c], or fewer where there are fewer, with one more to interpolate to; int32
+      [n] or None, where the model knows no classes or `sample.label` tells.
+
+    Raises:
+      UserError: no such folder, no images in it, or no labels.
+    """
+    edit, data, split = config.edit, config.data.copy_and_resolve_references(), 'train'
+    if not edit.images:
+        split = data.eval_split
+    elif Path(edit.images).expanduser().is_dir():
+        data.source, data.num_classes = f'folder:{edit.images}', 0
+    else:
+        raise UserError(
+            f"config.edit.images={edit.images!r} is not a folder: expected one of images, or ''"
+        )
+    source = sources.open_source(data, split)
+    more = edit.task == 'interpolate'
+    if len(source) <= more:
+        raise UserError(f'{data.source} has one image only: {edit.task} needs 2 or more')
+    examples = [source[i] for i in range(min(edit.n + more, len(source)))]
+    pixels = np.stack([example['image'] for example in examples])
+    return pixels, _labels(config, data.source, source.num_classes, examples)
+
+
+def _labels(config, name: str, num_classes: int, examples: list) -> np.ndarray | None:
+    wanted, label = config.data.num_classes, config.sample.label
+    if not wanted or label != -1:
+        return None
+    if num_classes != wanted:
+        raise UserError(
+            f'{name} does not say which of the {wanted} classes its images show: set '
+            f'config.sample.label to a class below {wanted}'
+        )
+    return np.array([example['label'] for example in examples], np.int32)
+
+
+def read_mask(name: str, size: int) -> np.ndarray:
+    """Where an image of `size` pixels a side is known: float32 [size, size, 1], 1 there, else 0.
+
+    Args:
+      name: one of MASKS, or an image file; white, 128 of 255 or more, is known.
+      size: pixels.
+
+    Raises:
+      UserError: no such mask, one of another size, or one that leaves nothing, or all, unknown.
+    """
+    if name in MASKS:
+        known = MASKS[name](*np.mgrid[:size, :size], size)[..., None]
+    elif Path(name).suffix:
+        known = fitting.decode(name, f'config.edit.mask={name!r}', 1) >= 128
+    else:
+        raise UserError(
+            f'config.edit.mask={name!r}: expected a PNG file or a known name{nearest(name, MASKS)}'
+        )
+    h, w, _ = known.shape
+    expected = f'a mask of {size}x{size} pixels, as config.data.image_size={size} says'
+    require((h, w) == (size, size), 'edit.mask', name, f'{expected}; it has {w}x{h}')
+    share = 'all' if known.all() else 'nothing'
+    expected = f'a mask that leaves a part unknown and keeps a part; it keeps {share}'
+    require(0 < known.sum() < known.size, 'edit.mask', name, expected)
+    return known.astype(np.float32)
