@@ -447,7 +447,9 @@ def test_a_negative_label_needs_guidance():
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('dequantisation', ['uniform', 'none'])
+@pytest.mark.parametrize(
+    'dequantisation', ['uniform', pytest.param('none', marks=pytest.mark.slow)]
+)
 def test_evaluation_gives_bits_per_dim(dequantisation):
     """Of a network that knows nothing: with outputs of 0 the model is a Gaussian."""
     options = {'divergence': 'exact', 'dequantisation': dequantisation, 'tolerance': 1e-4}

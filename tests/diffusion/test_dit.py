@@ -183,6 +183,7 @@ def test_what_is_computed_again_is_the_same():
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-7)
 
 
+@pytest.mark.slow
 def test_the_less_is_kept_the_less_memory():
     """With the options of compiler_options, without which a CPU's compiler keeps all."""
     x, t = image(b=16), jnp.zeros(16)

@@ -78,7 +78,13 @@ def analytic(process, image, variances=VARIANCES):
     return to_bits(log_p), x_T.reshape(image.shape)
 
 
-@pytest.mark.parametrize('name', PROCESSES)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ('sub_vp', 've', 'vp_cosine')))
+        for name in PROCESSES
+    ],
+)
 def test_gaussian(name):
     process, image = PROCESSES[name], images(5)
     args = gaussian(process), process, keys(5), image, 'none', 'exact'
