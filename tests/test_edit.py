@@ -294,15 +294,21 @@ def test_an_untrained_run_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['ddpm_digits', 'edm_fashion_mnist'])
-def test_a_trained_model_does_every_task_by_its_flags(main, tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'tasks'),
+    [
+        ('ddpm_digits', ('reconstruct', 'interpolate', 'inpaint', 'repaint', 'vary')),
+        ('edm_fashion_mnist', ('repaint',)),
+    ],
+)
+def test_a_trained_model_does_tasks_by_its_flags(main, tmp_path, name, tasks):
     root = Path(__file__).parents[1]
     args = f'--config={root}/configs/{name}.py:tiny', f'--workdir={tmp_path}'
     done = main(*args)
     assert done.returncode == 0, done.stderr
     numbers = '--config.sample.knobs.steps=6', '--config.edit.jump=2', '--config.edit.repeats=2'
     results = {}
-    for task in ('reconstruct', 'interpolate', 'inpaint', 'repaint', 'vary'):
+    for task in tasks:
         flags = (*numbers, f'--config.edit.task={task}', '--config.sample.batch_size=8')
         done = main(*args, '--mode=edit', *flags, devices=1)
         assert done.returncode == 0, done.stderr

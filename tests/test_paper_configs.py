@@ -370,14 +370,9 @@ def test_rectified_flows_average_is_the_authors_at_the_end():
 @pytest.mark.parametrize(
     ('file', 'variant'),
     [
-        (SONG, ''),
         (SONG, 've'),
         (KARRAS, 'conditional'),
-        (FACES, 've'),
-        (IMAGENET, ''),
-        (DHARIWAL, ''),
         (DHARIWAL, 'at_256'),
-        (FLOW, ''),
         (FLOW, 'ot_cfm'),
     ],
 )
