@@ -214,7 +214,7 @@ def read_mask(name: str, size: int) -> np.ndarray:
     """
     if name in MASKS:
         known = MASKS[name](*np.mgrid[:size, :size], size)[..., None]
-    elif Path(name).suffix:
+    elif Path(name).is_file():
         known = fitting.decode(name, f'config.edit.mask={name!r}', 1) >= 128
     else:
         raise UserError(

@@ -12,7 +12,7 @@ from gen_jax.errors import UserError
 
 
 def ladder(levels: int = 232, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
-    """Level t of `schedules.geometric_sigmas` has time t, from 0 (least noise) to levels - 1.
+    """Geometric levels, of which level t has time t, from 0 (least noise) to levels - 1.
 
     The papers count from the most noise down: their level i is levels - 1 - t. Between two levels
     sigma goes on geometrically, for samplers that visit fewer; a `Path` with spacing 'linear' and

@@ -47,15 +47,6 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
 
 
-def geometric_sigmas(levels: int, sigma_min: float, sigma_max: float) -> np.ndarray:
-    """The noise ladder of NCSN, least noise first, float64 [levels].
-
-    10 levels from 0.01 to 1 in Song and Ermon 2019 (section 5); 232 levels from 0.01 to 50 for
-    CIFAR-10 in Song and Ermon 2020. The papers count from the most noise down.
-    """
-    return np.geomspace(sigma_min, sigma_max, levels)
-
-
 def make_betas(name: str, T: int, beta_min: float, beta_max: float) -> np.ndarray:
     """The schedule of that name, one of BETAS; 'cosine' has no ends to be told."""
     return {

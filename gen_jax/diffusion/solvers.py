@@ -102,8 +102,11 @@ def defaults(name: str, spacing: str, variance: str, clip: bool, continuous: boo
         # ancestral, ddim (eta 0: Euler; 1: Euler ancestral), heun, dpmpp_2m (eta 1: its SDE form),
         # unipc, lms, pndm, predictor_corrector, annealed_langevin, adaptive
         'name': name,
-        'spacing': spacing,  # of the times visited
-        'variance': variance,  # of ancestral: fixed_large, fixed_small
+        # Of the times visited: linear, quadratic, trailing; in discrete time linspace, in
+        # continuous time karras, log_snr
+        'spacing': spacing,
+        # Of ancestral, and of the bound: fixed_large, fixed_small; learned_range if it is learned
+        'variance': variance,
         'order': 2,  # of unipc: 1, 2, 3
         'corrections': 1,  # Langevin steps at each time of the two samplers that have them
         'churn_range': (0.0, 1e6),  # sigma / alpha at which heun adds noise
@@ -176,9 +179,11 @@ def check(config, continuous: bool, finite: bool = True, most: int = 10_000) -> 
     expected = f'a known name{nearest(name, SAMPLERS)}'
     require(name in SAMPLERS, 'sampler.name', name, expected)
     chosen = SAMPLERS[name]
-    expected = 'another: it needs continuous time, and this model knows whole times only'
+    fit = [x for x in SAMPLERS if (continuous or not SAMPLERS[x].continuous)]
+    fit = ', '.join(x for x in fit if finite or not SAMPLERS[x].finite)
+    expected = f'one of {fit}: it needs continuous time, and this model knows whole times only'
     require(continuous or not chosen.continuous, 'sampler.name', name, expected)
-    expected = 'another: sigma / alpha is infinite where this process starts'
+    expected = f'one of {fit}: sigma / alpha is infinite where this process starts'
     require(finite or not chosen.finite, 'sampler.name', name, expected)
     if chosen.chooses:
         expected = f'0, because sampler.name={name!r} chooses its steps itself'

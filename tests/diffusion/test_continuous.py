@@ -469,6 +469,19 @@ def test_evaluation_gives_bits_per_dim(dequantisation):
     np.testing.assert_allclose(again[name], found[name][:1], rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_bits_per_dim_begin_where_the_config_says():
+    """At sigma = 0.09 the density is that of N(0, 0.5^2 + 0.09^2)."""
+    options = {'divergence': 'exact', 'dequantisation': 'none', 't_min': 0.09}
+    method = continuous.create(config(**{f'likelihood__{x}': y for x, y in options.items()}))
+    state = jax.jit(method.init)(jax.random.key(0), batch())
+    found = jax.jit(method.evaluate_step)(keys(B), state, batch())
+    image, variance = batch()['image'], 0.25 + 0.09**2
+    nats = 0.5 * np.log(2 * np.pi * variance) + image**2 / (2 * variance)
+    want = nats.mean((1, 2, 3)) / np.log(2) + 7
+    np.testing.assert_allclose(found['ode_density_bits_per_dim'], want, atol=0.002)
+
+
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [

@@ -9,7 +9,6 @@ from gen_jax.diffusion.schedules import (
     DiscreteProcess,
     Trajectory,
     cosine_betas,
-    geometric_sigmas,
     linear_betas,
     make_betas,
     scaled_linear_betas,
@@ -66,12 +65,6 @@ def test_zero_terminal_snr(name):
     step = Trajectory.create(new, jnp.int32([100]), 'linear').at(99)
     assert [float(x.squeeze()) for x in (step.scale, step.noise_std, step.beta)] == [0, 1, 1]
     np.testing.assert_allclose(np.squeeze(step.beta_tilde), new.beta_tilde[-1], rtol=1e-6)
-
-
-def test_geometric_sigmas():
-    sigmas = geometric_sigmas(10, 0.01, 1.0)
-    np.testing.assert_allclose([sigmas[0], sigmas[-1]], [0.01, 1])
-    np.testing.assert_allclose(sigmas[1:] / sigmas[:-1], 100 ** (1 / 9))
 
 
 def test_process_by_simulating_its_definition():

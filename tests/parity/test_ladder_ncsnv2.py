@@ -5,14 +5,12 @@ from golden import load
 
 from gen_jax.diffusion import losses, predictions
 from gen_jax.diffusion.ladder import ladder
-from gen_jax.diffusion.schedules import geometric_sigmas
 
 GOLDEN = load('ncsnv2')
 
 
 def test_sigmas():
     want = GOLDEN['sigmas'][::-1]
-    np.testing.assert_allclose(geometric_sigmas(232, 0.01, 50), want, rtol=1e-5)
     np.testing.assert_allclose(ladder().sigma(np.arange(232, dtype=np.float32)), want, rtol=1e-5)
 
 

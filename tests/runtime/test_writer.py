@@ -14,6 +14,7 @@ def test_jsonl_has_a_line_per_step(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     jsonl = writer.JsonlWriter(path, 0)
     jsonl.write_scalars(1, {'loss': np.float32(0.5)})
+    assert lines(path) == [{'step': 1, 'loss': 0.5}]  # at once
     jsonl.write_scalars(2, {'loss': 0.25})
     jsonl.close()
     assert lines(path) == [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]
