@@ -16,9 +16,8 @@ samples in 35 calls of the network, the least of three (the paper's table 2):
 
 Whoever trained it anew found 2.04 to 2.08 without classes (issue 16 of the authors' repository).
 
-Differences: the moving average's half-life, 500,000 images, is the same from the start; theirs
-grows to it in the first 10 million. Their loss is the sum over values, 3072 times our mean: Adam's
-epsilon is divided by it, and so each step is theirs.
+Differences: their loss is the sum over values, 3072 times our mean: Adam's epsilon is divided by
+it, and so each step is theirs.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
 so do the augmentation (tests/parity/test_augment.py) and the sampler
 (tests/parity/test_samplers_reference.py).
@@ -76,6 +75,7 @@ def get_config(variant: str = ''):
     config.optimizer.clip = 0.0
     config.optimizer.eps = 3.255208e-12  # 1e-8 / 3072
     config.ema_decay = 0.99929047  # 0.5 ** (512 / 500_000)
+    config.ema_rampup = 0.05
 
     config.sampler.name = 'heun'
     config.sampler.spacing = 'karras'

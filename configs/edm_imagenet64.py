@@ -15,9 +15,9 @@ authors did beforehand (they by Lanczos' filter, we by the bicubic one), and tha
 be compared with. tfds:imagenet_resized/64x64 downloads by itself and reads quicker, but its images
 are squeezed whole into a square: another data set, whose FID is not the paper's.
 
-Differences: bfloat16 instead of float16, so that the loss needs no scale; the moving average's
-half-life, 50 million images, is the same from the start. Their loss is a hundred times the sum over
-values, 1,228,800 times our mean: Adam's epsilon is divided by it, and so each step is theirs.
+Differences: bfloat16 instead of float16, so that the loss needs no scale. Their loss is a hundred
+times the sum over values, 1,228,800 times our mean: Adam's epsilon is divided by it, and so each
+step is theirs.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_adm_unet.py), and so
 does the sampler (tests/parity/test_samplers_reference.py).
 
@@ -62,6 +62,7 @@ def get_config(variant: str = ''):
     config.optimizer.clip = 0.0
     config.optimizer.eps = 8.138021e-15  # 1e-8 / 1_228_800
     config.ema_decay = 0.99994322  # 0.5 ** (4096 / 50_000_000)
+    config.ema_rampup = 0.05
 
     config.sampler.name = 'heun'
     config.sampler.spacing = 'karras'

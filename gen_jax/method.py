@@ -84,7 +84,7 @@ def descend(
     net: Net,
     loss_fn: Callable,
     tx: optax.GradientTransformation,
-    ema_decay: float | None,
+    ema_decay: float | jax.Array | None,
     batch: Any,
     accumulate: int = 1,
 ) -> tuple[Net, dict]:
@@ -119,6 +119,20 @@ def descend(
         ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
     metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
     return Net(params, ema, opt_state, extra), metrics
+
+
+def ramped_decay(config, net: Net) -> float | jax.Array:
+    """The `ema_decay` of the next step: `config.ema_decay`, and less of it at the start.
+
+    With `config.ema_rampup` r > 0 the half-life of the average is at most r times the steps that
+    `net` has taken (Karras et al. 2022, the authors' `training_loop`, where r is 0.05), so that the
+    first, random parameters are soon forgotten.
+    """
+    if not config.ema_rampup:
+        return config.ema_decay
+    # Adam counts its steps, and so may a schedule after it: the same number.
+    step = optax.tree.get_all_with_path(net.opt_state, 'count')[0][1]
+    return jnp.minimum(config.ema_decay, 0.5 ** (1 / (config.ema_rampup * step)))
 
 
 def _accumulated(gradient: Callable, net: Net, batch: Any, k: int) -> tuple:

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from gen_jax.errors import UserError
-from gen_jax.method import Net, check_batch, descend, optimizer
+from gen_jax.method import Net, check_batch, descend, optimizer, ramped_decay
 
 SETTINGS = {
     'learning_rate': 0.1,
@@ -41,6 +41,28 @@ def test_descend_takes_a_gradient_step_and_averages():
     assert float(metrics['loss']) == pytest.approx(12.5)
     assert float(metrics['grad_norm']) == pytest.approx(5.0)
     assert float(metrics['norm']) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize('schedule', [{}, {'warmup': 1}])
+def test_the_averages_half_life_grows_with_the_steps(schedule):
+    """Karras et al. 2022, training_loop: 0.5 ** (batch / min(half_life, seen * ratio)), images."""
+    tx, half_life, ratio, batch_size = optimizer(settings(**schedule)), 500, 0.05, 64
+    config = ml_collections.ConfigDict(
+        {'ema_decay': 0.5 ** (batch_size / half_life), 'ema_rampup': ratio}
+    )
+    count = jax.jit(lambda n: ramped_decay(config, n))
+    step = jax.jit(lambda n: descend(n, quadratic, tx, ramped_decay(config, n), None)[0])
+    state, found = net(tx), []
+    for _ in range(200):
+        found.append(float(count(state)))
+        state = step(state)
+    seen = batch_size * np.arange(200)
+    want = 0.5 ** (batch_size / np.maximum(np.minimum(half_life, seen * ratio), 1e-8))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert found[0] == 0
+    assert found[-1] == pytest.approx(config.ema_decay)
+    config.ema_rampup = 0.0
+    assert ramped_decay(config, state) == config.ema_decay
 
 
 def test_a_net_without_average_keeps_none_and_samples_from_its_parameters():

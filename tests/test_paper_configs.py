@@ -192,6 +192,7 @@ VP = (
         'model.blocks': 4,
         'diffusion.process': 'vp_linear',
         'diffusion.range': (0.1, 20.0),
+        'diffusion.t_min': 1e-5,  # eps of get_sde_loss_fn
         'diffusion.prediction': 'eps',  # score = -network / std
         'diffusion.told': 'time',  # labels = t * 999
         'optimizer.clip': 1.0,
@@ -333,6 +334,7 @@ def test_edm_counts_in_images(file, half_life, ramp):
     config = load(file)
     images = config.batch_size * math.log(0.5) / math.log(config.ema_decay)
     assert images == pytest.approx(half_life, rel=1e-4)
+    assert config.ema_rampup == 0.05  # ema_rampup_ratio
     assert abs(config.optimizer.warmup * config.batch_size - ramp) <= config.batch_size / 2
 
 

@@ -29,7 +29,15 @@ from gen_jax.diffusion.conditions import guided, hide, knob, labels
 from gen_jax.diffusion.gaussian import State
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.processes import Path, Process
-from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
+from gen_jax.method import (
+    Method,
+    Net,
+    check_batch,
+    descend,
+    optimizer,
+    optimizer_defaults,
+    ramped_decay,
+)
 
 CHOICES = ('network',)
 # What each takes as `config.diffusion.range`.
@@ -57,6 +65,7 @@ def defaults(network: str = 'unet') -> dict:
             # Least and most beta (vp_linear, sub_vp) or sigma (ve, ladder, edm); (): the usual ones
             'range': (),
             'levels': 232,  # of ladder
+            't_min': 0.0,  # least time of training and of the likelihood; 0: sampling's last
             'prediction': 'edm',  # what the network says: eps, x_0, v, score, velocity, edm
             # What it is told: time (999 t), log_ratio (log(sigma/alpha) / 4, as EDM's networks), or
             # log_sigma (log(sigma/alpha / 2): score_sde's NCSN++, which count images in [0, 1]), or
@@ -75,6 +84,7 @@ def defaults(network: str = 'unet') -> dict:
         },
         'optimizer': optimizer_defaults(learning_rate=1e-3, warmup=1000, clip=1.0),
         'ema_decay': 0.999,
+        'ema_rampup': 0.0,  # most of its half-life, as a share of the steps so far; 0: no limit
         'likelihood': {
             # Of the probability-flow ODE, by which --mode=evaluate finds bits per dimension:
             # rademacher, gaussian, exact (small images only); '': it finds none
@@ -82,7 +92,6 @@ def defaults(network: str = 'unet') -> dict:
             'probes': 1,  # drawn for each image
             'dequantisation': 'uniform',  # of the images' levels: uniform, none
             'tolerance': 1e-5,  # of the solver
-            't_min': 0.0,  # where the ODE starts; 0: where the process does
         },
         'sampler': {
             **solvers.defaults('heun', 'karras', 'fixed_small', clip=False, continuous=True),
@@ -98,10 +107,19 @@ def defaults(network: str = 'unet') -> dict:
 
 
 class Model(NamedTuple):
-    """A network, and what its input and its output mean."""
+    """A network, and what its input and its output mean.
+
+    Attributes:
+      network: says `prediction` of x_t.
+      process: what samplers go through.
+      taught: what training and the likelihood do, which may begin earlier.
+      prediction: the meaning of its output.
+      told: the meaning of its time, one of TOLD.
+    """
 
     network: nn.Module
     process: Process
+    taught: Process
     prediction: Prediction
     told: str
 
@@ -115,7 +133,8 @@ class Model(NamedTuple):
         network = networks.build(config)
         if diffusion.augment > 0:
             network = network.clone(augment_dim=augment.LABELS)
-        return cls(network, process, known[diffusion.prediction], diffusion.told)
+        taught = process._replace(t_min=diffusion.t_min or process.t_min)
+        return cls(network, process, taught, known[diffusion.prediction], diffusion.told)
 
     def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
@@ -198,7 +217,7 @@ def create(config) -> Method:
 def draw_times(diffusion, model: Model, key: jax.Array, n: int) -> jax.Array:
     """The times of n training examples, as `config.diffusion` draws them."""
     mean, std = diffusion.times_mean, diffusion.times_std
-    return losses.draw_times(diffusion.times, model.process, key, n, mean, std)
+    return losses.draw_times(diffusion.times, model.taught, key, n, mean, std)
 
 
 def make_squares(diffusion, model: Model):
@@ -245,7 +264,8 @@ def make_train_step(config, model: Model, squares, tx):
             return squares({'params': params, **extra}, *drawn, **options).mean(), (extra, {})
 
         drawn = x_0, t, eps, label, told, key_dropout
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, drawn, config.accumulate)
+        decay = ramped_decay(config, state.net)
+        net, metrics = descend(state.net, loss_fn, tx, decay, drawn, config.accumulate)
         return State(net), metrics
 
     return train_step
@@ -257,10 +277,10 @@ def bits(options, model: Model, variables, keys, image, label) -> dict:
     def denoise(x_t, t):
         return model.prediction.x_0(model.raw(variables, x_t, t, label), x_t, *model.level(t))
 
-    process, tolerance = model.process, options.tolerance
+    tolerance = options.tolerance
     found = likelihood.bits_per_dim(
         denoise,
-        process._replace(t_min=options.t_min) if options.t_min else process,
+        model.taught,
         jax.vmap(jax.random.fold_in, (0, None))(keys, 2),
         image,
         options.dequantisation,
@@ -291,6 +311,8 @@ def check(config) -> None:
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_range(diffusion)
+    t_min = diffusion.t_min
+    require(0 <= t_min < 0.1, 'diffusion.t_min', t_min, "0 (the process's) or more, below 0.1")
     _check_fit(diffusion, sampler)
     _check_ladder(diffusion)
     _check_likelihood(config)
@@ -302,6 +324,7 @@ def check(config) -> None:
     require(share == 0 or config.network == 'song', named, share, expected)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
+    require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
     solvers.check(config, continuous=True, finite=diffusion.process != 'flow')
 
 
@@ -332,7 +355,6 @@ def _check_likelihood(config) -> None:
         shape, tolerance = (data.image_size, data.image_size, data.channels), asked.tolerance
         names = asked.dequantisation, asked.divergence
         likelihood.check(shape, *names, asked.probes, tolerance, tolerance)
-    require(0 <= asked.t_min < 0.1, 'likelihood.t_min', asked.t_min, '0 (the usual) to 0.1')
 
 
 def _check_fit(diffusion, sampler) -> None:

@@ -36,7 +36,15 @@ from gen_jax.diffusion.schedules import (
     spaced_times,
     zero_terminal_snr,
 )
-from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
+from gen_jax.method import (
+    Method,
+    Net,
+    check_batch,
+    descend,
+    optimizer,
+    optimizer_defaults,
+    ramped_decay,
+)
 
 CHOICES = ('network',)
 VARIANCES = (*samplers.VARIANCES, 'learned_range')
@@ -80,6 +88,7 @@ def defaults(network: str = 'unet') -> dict:
         },
         'optimizer': optimizer_defaults(learning_rate=2e-4, warmup=5000, clip=1.0),
         'ema_decay': 0.9999,
+        'ema_rampup': 0.0,  # most of its half-life, as a share of the steps so far; 0: no limit
         'sampler': {
             **solvers.defaults('ddim', 'linear', 'fixed_large', clip=True, continuous=False),
             **conditions.SAMPLER,
@@ -267,7 +276,8 @@ def make_train_step(config, model: Model) -> Callable:
             return jnp.mean(each), (extra, {})
 
         drawn = x_0, x_t, t, eps, counts, label, key_dropout
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, drawn, config.accumulate)
+        decay = ramped_decay(config, state.net)
+        net, metrics = descend(state.net, loss_fn, tx, decay, drawn, config.accumulate)
         return State(net), metrics
 
     return train_step
@@ -322,6 +332,7 @@ def check(config) -> None:
     _check_fit(diffusion, sampler)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
+    require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
     solvers.check(config, continuous=False, finite=not diffusion.zero_snr, most=T)
 
 

@@ -114,8 +114,9 @@ def by_label(
     """`classifier_free` and `rescale` of what one network says, of x_0 or another quantity.
 
     Args:
-      said: (x_t, t, label) -> [n, ...]; called once, on a doubled batch. What it says in more
-        channels than x_t has, of the variance, remains that for the label.
+      said: (x_t, t, label) -> [n, ...]; called once, on a doubled batch, or on `label` alone while
+        no sample is guided. What it says in more channels than x_t has, of the variance, remains
+        that for the label.
       x_t: [n, ...].
       t: [n].
       label: int32 [n].
@@ -126,12 +127,15 @@ def by_label(
     Returns:
       [n, ...].
     """
-    c = x_t.shape[-1]
-    x_t, t = (jnp.concatenate([x, x]) for x in (x_t, t))  # [2n, ...]
-    both = said(x_t, t, jnp.concatenate([label, other]))
-    given, instead = jnp.split(both[..., :c], 2)  # [n, ...]
-    guided = rescale(classifier_free(given, instead, guidance), given, phi)
-    return jnp.concatenate([guided, both[: len(given), ..., c:]], -1)
+
+    def both():
+        twice = [jnp.concatenate([x, x]) for x in (x_t, t)]  # [2n, ...]
+        pair = said(*twice, jnp.concatenate([label, other]))
+        given, instead = jnp.split(pair[..., : x_t.shape[-1]], 2)  # [n, ...]
+        guided = rescale(classifier_free(given, instead, guidance), given, phi)
+        return jnp.concatenate([guided, pair[: len(x_t), ..., x_t.shape[-1] :]], -1)
+
+    return jax.lax.cond(jnp.all(guidance == 1), lambda: said(x_t, t, label), both)
 
 
 def autoguided(denoise: Callable, worse: Callable, guidance: jax.Array) -> Callable:

@@ -59,12 +59,14 @@ def _fast(x, kernel, strides, padding, options) -> bool:
 
 
 @jax.custom_vjp
+@jax.jit  # traced and lowered once for each shape
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Cross-correlation with zero padding of 1: [b, h, w, c], [3, 3, c, o] -> [b, h, w, o]."""
     return lax.platform_dependent(x, kernel, cpu=_winograd, default=_direct)
 
 
 @jax.custom_vjp
+@jax.jit  # traced and lowered once for each shape
 def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """Gradient of <conv3x3(x, kernel), g> by the kernel: [b, h, w, c], [b, h, w, o] -> kernel."""
     return lax.platform_dependent(x, g, cpu=_winograd_gradient, default=_direct_gradient)

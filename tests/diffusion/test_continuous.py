@@ -469,11 +469,20 @@ def test_evaluation_gives_bits_per_dim(dequantisation):
     np.testing.assert_allclose(again[name], found[name][:1], rtol=1e-3)
 
 
+def test_training_begins_where_the_config_says():
+    for t_min, least in ((0.0, 1e-3), (1e-5, 1e-5)):
+        chosen = config(**KINDS['vp'], diffusion__t_min=t_min)
+        model = continuous.Model.from_config(chosen)
+        t = continuous.draw_times(chosen.diffusion, model, jax.random.key(0), 100_000)
+        assert least <= t.min() < least + 1e-4 < 0.9999 < t.max() <= 1
+        assert model.process.t_min == 1e-3  # sampling's
+
+
 @pytest.mark.slow
 def test_bits_per_dim_begin_where_the_config_says():
     """At sigma = 0.09 the density is that of N(0, 0.5^2 + 0.09^2)."""
-    options = {'divergence': 'exact', 'dequantisation': 'none', 't_min': 0.09}
-    method = continuous.create(config(**{f'likelihood__{x}': y for x, y in options.items()}))
+    options = {'likelihood__divergence': 'exact', 'likelihood__dequantisation': 'none'}
+    method = continuous.create(config(**options, diffusion__t_min=0.09))
     state = jax.jit(method.init)(jax.random.key(0), batch())
     found = jax.jit(method.evaluate_step)(keys(B), state, batch())
     image, variance = batch()['image'], 0.25 + 0.09**2
@@ -487,7 +496,8 @@ def test_bits_per_dim_begin_where_the_config_says():
     [
         ({'likelihood__divergence': 'rademache'}, "did you mean 'rademacher'"),
         ({'likelihood__divergence': 'exact', 'data__image_size': 64}, 'at most 1024'),
-        ({'likelihood__t_min': 0.5}, '0 \\(the usual\\) to 0.1'),
+        ({'diffusion__t_min': 0.5}, 'diffusion.t_min=0.5: expected 0'),
+        ({'ema_rampup': -0.1}, 'ema_rampup=-0.1: expected 0'),
         ({'diffusion__told': 'level'}, "for process='ladder'"),
         ({'diffusion__process': 'ladder'}, "'level' with process='ladder'"),
         ({'diffusion__levels': 1}, 'at least 2'),

@@ -99,9 +99,8 @@ def test_classifier_free_is_that_of_noise():
     alpha, sigma = ALPHA[:, None, None, None], SIGMA[:, None, None, None]
 
     def eps_theta(x_t, t, label):
-        return jnp.where(
-            (label == 9)[:, None, None, None], *(jnp.tile(e, (2, 1, 1, 1)) for e in eps)
-        )
+        here = (jnp.tile(e, (len(x_t) // 3, 1, 1, 1)) for e in eps)
+        return jnp.where((label == 9)[:, None, None, None], *here)
 
     null, phi = jnp.full(3, 9), jnp.zeros(3)
     guided = guidance.by_label(eps_theta, x_t, jnp.zeros(3), LABEL, null, WEIGHTS, phi)
@@ -192,7 +191,26 @@ def test_by_label_is_guidance_and_rescale_of_one_call(x_t):
     want = instead + WEIGHTS[:, None] * (given - instead)
     ratio = jnp.std(given, 1) / jnp.std(want, 1)
     np.testing.assert_allclose(got, want * (phi * ratio + 1 - phi)[:, None], rtol=1e-5)
-    assert calls[0] == 6
+    assert sorted(calls[:2]) == [3, 6]
+
+
+@pytest.mark.parametrize('weight', [1.0, 2.0])
+def test_who_is_not_guided_is_asked_once(x_t, weight):
+    asked = []
+
+    def said(x, t, label):
+        jax.debug.callback(lambda n: asked.append(int(n)), len(x))
+        return label[:, None] * x
+
+    weights = jnp.float32([1.0, weight, 1.0])
+    got = jax.jit(
+        lambda: guidance.by_label(
+            said, x_t, jnp.zeros(3), LABEL, jnp.zeros(3, jnp.int32), weights, jnp.zeros(3)
+        )
+    )()
+    jax.effects_barrier()
+    np.testing.assert_allclose(got, weights[:, None] * LABEL[:, None] * x_t, rtol=1e-6)
+    assert asked == [3 if weight == 1 else 6]
 
 
 def test_rescale_has_a_gradient_where_nothing_varies():
