@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from gen_jax.errors import UserError, in_one_line, is_users
+from gen_jax.runtime import workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
 from gen_jax.runtime.sharding import join_processes
 
@@ -34,7 +35,7 @@ def define_flags() -> None:
     config = str(Path(__file__).resolve().parent / 'configs/ddpm_digits.py')
     config_flags.DEFINE_config_file('config', config, 'FILE[:variant]; its fields: --config.a.b=1')
     flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do')
-    flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/NAME_OF_THE_CONFIG)')
+    flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/CONFIG_VARIANT)')
     flags.DEFINE_string('step', None, 'the checkpoint to take: a number, or best (default: newest)')
     flags.DEFINE_string('topology', None, 'TPUs to plan for: v5e:4x4,v4:2x2x1 (default: several)')
     flags.DEFINE_string('coordinator', None, 'several processes: host:port of the first, or auto')
@@ -65,10 +66,10 @@ def run(argv: list[str]) -> None:
         raise
     except Exception as error:  # a config file is the user's code, and flags can be wrong
         raise UserError(in_one_line(error)) from None
-    name = Path(config_flags.get_config_filename(FLAGS['config'])).stem
-    workdir = Path(FLAGS.workdir or f'runs/{name}').absolute()
+    file = config_flags.get_config_filename(FLAGS['config'])
+    folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()
     options = {own: FLAGS[own].value} if own else {}
-    importlib.import_module(f'gen_jax.{FLAGS.mode}').run(config, workdir, **options)
+    importlib.import_module(f'gen_jax.{FLAGS.mode}').run(config, folder, **options)
 
 
 def main() -> None:

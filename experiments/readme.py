@@ -1,9 +1,13 @@
-"""Fills the README's pictures and tables from finished runs.
+r"""Fills the README's pictures and tables from finished runs.
 
   python experiments/readme.py --runs=runs --throughput=throughput.md
 
-Each row of the results needs RUNS/<config>/ as training and --mode=evaluate leave it; a row whose
-run is missing is left as it is, and so is the table of experiments/throughput.py.
+Each row of the results needs RUNS/CONFIG/, of a variant RUNS/CONFIG_VARIANT/, as training and
+--mode=evaluate leave it; a row whose run is missing is left as it is, and so is the table of
+experiments/throughput.py. For bits per dimension, evaluate a second time:
+
+  python main.py --config=configs/edm_fashion_mnist.py --mode=evaluate \
+      --config.eval.metrics="('per_example',)" --config.data.eval_split='test[:1000]'
 """
 
 import json
@@ -61,6 +65,17 @@ def conditional(run: Path) -> str:
     )
 
 
+def diffusion(run: Path) -> str:
+    """What `conditional` says, and bits per dimension."""
+    found = metrics(run)
+    kinds = {'vlb': 'the bound', 'ode': 'the probability-flow ODE'}
+    for short, kind in kinds.items():
+        if row := found.get(f'{short}_bits_per_dim'):
+            bits = f'{row["value"]:.3f} ± {row["standard_error"]:.3f}'
+            return f'{conditional(run)}; {bits} bits per dimension by {kind} ({row["n"]:,} images)'
+    return conditional(run)
+
+
 def adversarial(run: Path) -> str:
     """Likeness, how many classes a GAN's samples have, how well its discriminator did over time."""
     found = metrics(run)
@@ -92,16 +107,20 @@ def autoencoder(run: Path) -> str:
 # config, what it reports, what it has to be compared with
 ROWS = (
     ('ddpm_digits', conditional, 'none'),
-    ('ddpm_fashion_mnist', conditional, 'none'),
+    ('ddpm_fashion_mnist', diffusion, 'none'),
+    ('edm_fashion_mnist', diffusion, 'none'),
+    ('edm_fashion_mnist:flow', diffusion, 'none'),
+    ('edm_fashion_mnist:vp', diffusion, 'none'),
+    ('edm_fashion_mnist:ve', diffusion, 'none'),
     ('vae_fashion_mnist', autoencoder, 'none with this likelihood'),
     ('dcgan_fashion_mnist', adversarial, 'none'),
 )
 
 
-def row(run: Path, report, paper: str) -> str:
-    """A line of the table."""
-    command = f'`python main.py --config=configs/{run.name}.py`'
-    return f'| {command} | {minutes(run)} | {paper} | {report(run)} |'
+def command(name: str) -> str:
+    """What trains a config, 'FILE' or 'FILE:VARIANT'."""
+    file, colon, variant = name.partition(':')
+    return f'`python main.py --config=configs/{file}.py{colon}{variant}`'
 
 
 def main(_) -> None:
@@ -110,18 +129,19 @@ def main(_) -> None:
     runs = Path(FLAGS.runs)
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, report, paper in ROWS:
-        run = runs / name
+        run = runs / name.replace(':', '_')
         if not (run / 'metrics.jsonl').exists():
             print(f'no run {run}: its row stays as it is')
             continue
-        old = re.search(
-            rf'^\| `python main\.py --config=configs/{name}\.py` .*$', text, re.MULTILINE
-        )
-        text = text.replace(old.group(), row(run, report, paper))
+        old = re.search(rf'^\| {re.escape(command(name))} .*$', text, re.MULTILINE)
+        row = f'| {command(name)} | {minutes(run)} | {paper} | {report(run)} |'
+        text = text.replace(old.group(), row)
         for kind in ('step', 'reconstruction', 'interpolation'):
             grids = sorted((run / 'samples').glob(f'{kind}_*.png'))
             if grids:
-                shutil.copy(grids[-1], PICTURES / f'{name}_{kind.replace("step", "samples")}.png')
+                shutil.copy(
+                    grids[-1], PICTURES / f'{run.name}_{kind.replace("step", "samples")}.png'
+                )
     if FLAGS.throughput:
         table = Path(FLAGS.throughput).read_text()
         text = re.sub(r'\| task \| best of.*?\n\n', lambda _: f'{table}\n', text, flags=re.DOTALL)

@@ -65,7 +65,7 @@ def _read_flags(define: Callable[[], None]) -> None:
     try:
         known = str(ROOT / 'configs/edm_fashion_mnist.py')
         config_flags.DEFINE_config_file('config', known, 'FILE[:variant]; fields: --config.a.b=1')
-        flags.DEFINE_string('workdir', None, "The run (default: runs/NAME_OF_THE_CONFIG's file).")
+        flags.DEFINE_string('workdir', None, 'The run (default: runs/CONFIG_VARIANT).')
         flags.DEFINE_string('step', None, 'The checkpoint: a number, or best (default: newest).')
         flags.DEFINE_integer('n', 1000, 'Samples of a row.', lower_bound=8)
         flags.DEFINE_list('rows', [], 'Those to do, by name (default: all).')
@@ -86,8 +86,8 @@ def opened(name: str, config, **told) -> 'Study':
       name, config: see `Study`.
       **told: what else rows depend on, and do not say in their names.
     """
-    run = Path(config_flags.get_config_filename(FLAGS['config'])).stem
-    folder = Path(FLAGS.workdir or f'runs/{run}').absolute()
+    file = config_flags.get_config_filename(FLAGS['config'])
+    folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()
     return Study(config, folder, name, FLAGS.n, FLAGS.step, told)
 
 

@@ -22,6 +22,7 @@ from gen_jax.sample import claimed, load, stored
 def run(config, folder: Path, step: str | None = None) -> None:
     """Writes metrics.json: {name: value, spread, n, provenance}.
 
+    Other numbers of the same state that are there already stay.
     Samples are drawn into samples/ of `folder`, as --mode=sample draws them; a run that was stopped
     goes on from those that are there.
 
@@ -39,8 +40,19 @@ def run(config, folder: Path, step: str | None = None) -> None:
     rows = judge(step, state, images)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(folder / 'metrics.json', rows)
+        workdir.write_json(folder / 'metrics.json', kept(folder / 'metrics.json', rows) | rows)
         print_rows(rows)
+
+
+def kept(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
+    """The numbers of a metrics.json that tell of the state that `rows` tell of."""
+
+    def state(row):
+        return [row.get(name) for name in ('step', 'seed', 'ema', 'init_from')]
+
+    told = state(next(iter(rows.values())))
+    old = workdir.read_json(path) if path.exists() else {}
+    return {name: row for name, row in old.items() if state(row) == told}
 
 
 # What two values must share to be compared.

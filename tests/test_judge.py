@@ -82,6 +82,17 @@ def test_fid_is_that_of_the_samples_and_says_where_it_comes_from(trained):
     assert (row['step'], row['seed'], row['ema']) == (6, 0, True)
 
 
+def test_numbers_of_the_same_state_stay_and_others_go(trained):
+    evaluate.run(small(**{'eval.metrics': ('fid',)}), trained)
+    first = report(trained)
+    evaluate.run(small(**{'eval.metrics': ('accuracy',)}), trained)
+    both = report(trained)
+    assert sorted(both) == ['accuracy_digits', 'fid_digits']
+    assert both['fid_digits'] == first['fid_digits']
+    evaluate.run(small(**{'eval.metrics': ('accuracy',)}), trained, step='3')
+    assert list(report(trained)) == ['accuracy_digits']
+
+
 def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(trained, monkeypatch):
     evaluate.run(small(), trained)
     whole = report(trained)

@@ -37,6 +37,12 @@ FREE = (
 FREE_AFTER_TRAINING = (*FREE, 'seed', 'batch_size', 'accumulate', 'data.split', 'data.flip')
 
 
+def usual(config_file: str) -> str:
+    """Where a run lives if nobody says so: of 'configs/NAME.py:VARIANT', 'runs/NAME_VARIANT'."""
+    file, _, variant = config_file.partition(':')
+    return f'runs/{Path(file).stem}{variant and "_"}{variant}'
+
+
 def plain(config) -> dict:
     """A config, or a part of it, with the types that JSON keeps."""
     return json.loads(ml_collections.ConfigDict(config).to_json_best_effort())

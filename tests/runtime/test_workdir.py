@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from gen_jax.runtime import workdir
 
@@ -14,3 +15,15 @@ def test_what_json_cannot_say_is_null(tmp_path):
         'd': [2, 'e'],
     }
     assert [place.name for place in tmp_path.iterdir()] == ['x.json']
+
+
+@pytest.mark.parametrize(
+    ('config', 'folder'),
+    [
+        ('/home/me/configs/ddpm_digits.py', 'runs/ddpm_digits'),
+        ('configs/edm_fashion_mnist.py:flow', 'runs/edm_fashion_mnist_flow'),
+        ('configs/of.mine.py:a:b', 'runs/of.mine_a:b'),
+    ],
+)
+def test_variants_live_apart(config, folder):
+    assert workdir.usual(config) == folder
