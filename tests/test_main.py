@@ -141,6 +141,7 @@ def small_disk(tmp_path):
 # What these evaluate, by the code of the others, takes half a minute each.
 PAPERS = (
     'adm_imagenet',
+    'ddpm_cifar10',
     'edm_cifar10',
     'edm_ffhq64',
     'edm_imagenet64',

@@ -20,6 +20,7 @@ SAMPLER = {
 KNOBS = {
     'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
     'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds
+    'negative_label': -1,  # a class to be guided away from, in place of no label; -1: none
 }
 
 
@@ -57,23 +58,17 @@ def guided(
       level: t -> (alpha, sigma), each [n, 1, 1, 1].
       x_t: [n, h, w, c].
       t: [n].
-      condition: `label`; with guidance also `negative_label` int32 [n], in place of no label, and
-        KNOBS.
+      condition: `label`, and where the model can be guided KNOBS, each [n].
     """
     null, n = config.data.num_classes, len(x_t)
     label = labels(condition, null)
     if config.diffusion.label_dropout == 0:
-        if 'negative_label' in condition:
-            raise UserError(
-                "'negative_label' in the condition of a model that cannot be guided: "
-                'expected none; train it with config.diffusion.label_dropout above 0'
-            )
         return raw(x_t, t, label)
-    guidance, phi = (knob(config, condition, name, n) for name in KNOBS)
+    guidance, phi, negative = (knob(config, condition, name, n) for name in KNOBS)
     if config.sampler.guidance_interval:
         alpha, sigma = (x[:, 0, 0, 0] for x in level(t))  # [n]
         guidance = interval(guidance, sigma / alpha, *config.sampler.guidance_interval)
-    other = condition.get('negative_label', jnp.full(n, null, jnp.int32))
+    other = jnp.where(negative < 0, null, negative)
     return by_label(raw, x_t, t, label, other, guidance, phi)
 
 
@@ -87,13 +82,17 @@ def check(config) -> None:
         dropout,
         '0, because config.data.num_classes=0: there are no labels to hide',
     )
-    ends, phi = tuple(config.sampler.guidance_interval), config.sample.knobs.guidance_rescale
+    ends, knobs = tuple(config.sampler.guidance_interval), config.sample.knobs
+    phi, negative, null = knobs.guidance_rescale, knobs.negative_label, config.data.num_classes
     ok = not ends or (len(ends) == 2 and 0 <= ends[0] < ends[1])
     expected = '() or two numbers, 0 <= least < most'
     require(ok, 'sampler.guidance_interval', ends, expected)
     require(0 <= phi <= 1, 'sample.knobs.guidance_rescale', phi, '0 to 1')
+    expected = f'-1 (none) or a class below data.num_classes={null}'
+    require(-1 <= negative < max(null, 1), 'sample.knobs.negative_label', negative, expected)
     able = dropout > 0
     why = 'because config.diffusion.label_dropout=0: the model cannot be guided'
     require(able or scale == 1, 'sample.knobs.guidance', scale, f'1, {why}')
     require(able or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
     require(able or phi == 0, 'sample.knobs.guidance_rescale', phi, f'0, {why}')
+    require(able or negative == -1, 'sample.knobs.negative_label', negative, f'-1, {why}')

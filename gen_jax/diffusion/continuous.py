@@ -157,10 +157,9 @@ class Model(NamedTuple):
 def create(config) -> Method:
     """Diffusion as `defaults` describes it.
 
-    `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take, the
-    knobs of `defaults`, and where the model was trained to be guided `negative_label` int32 [n], to
-    be guided away from, in place of no label. `denoise`'s times are the process's own, float32 [n].
-    `evaluate_step` gives `loss`, at a drawn time.
+    `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take, and
+    the knobs of `defaults`. `denoise`'s times are the process's own, float32 [n]. `evaluate_step`
+    gives `loss`, at a drawn time.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.

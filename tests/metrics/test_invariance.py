@@ -51,6 +51,6 @@ def test_through_inception(sets, inception_weights):
     flags = f'--weights={inception_weights}', '--n=60'
     value = fid(sets, 50, 1, *flags)
     assert value > 0.1
-    for batch_size, devices in ((1, 1), (7, 1), (256, 1), (50, 8)):
+    for batch_size, devices in ((7, 1), (50, 8)):  # each compiles it for half a minute
         again = fid(sets, batch_size, devices, *flags)
         assert again == pytest.approx(value, rel=1e-6), (batch_size, devices)
