@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,15 @@ def test_rates_are_measured():
     out = study('rates.py', DIGITS, '--batches=5', '--repeats=2')
     for line in ('loader alone:', 'training:', 'loader / training:', 'sampling:'):
         assert line in out
+
+
+@pytest.mark.slow
+def test_a_start_is_measured_cold_and_warm():
+    out = study('start.py', DIGITS)
+    found = [float(x) for x in re.findall(r'(?:cold|warm) ([\d.]+) s', out)]
+    (cold, warm), (cold_done, warm_done) = found[:2], found[2:]
+    assert 0 < warm < cold < cold_done
+    assert warm < warm_done < cold_done
 
 
 @pytest.mark.slow
