@@ -9,6 +9,7 @@
 A run goes on by itself from the checkpoints of its workdir.
 """
 
+import gc
 import importlib
 import logging
 import os
@@ -69,7 +70,9 @@ def run(argv: list[str]) -> None:
     file = config_flags.get_config_filename(FLAGS['config'])
     folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()
     options = {own: FLAGS[own].value} if own else {}
-    importlib.import_module(f'gen_jax.{FLAGS.mode}').run(config, folder, **options)
+    mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
+    gc.freeze()  # What imports made stays: looking through it takes an eighth of tracing's time.
+    mode.run(config, folder, **options)
 
 
 def main() -> None:
