@@ -200,18 +200,14 @@ def test_evaluation_depends_neither_on_devices_nor_on_the_batch_size(main, tmp_p
 
 @pytest.mark.slow
 def test_killed_twenty_times_equals_never_stopped(main, tmp_path):
-    args = (
-        '--config.steps=1500',
-        '--config.checkpoint_every=5',
-        '--config.sample_every=0',
-        '--config.log_every=20',
-    )
-    whole = fingerprint(main(VAE, *args, f'--workdir={tmp_path}/whole'))
+    args = ('--config.steps=1500', '--config.sample_every=0', '--config.log_every=20')
+    seldom, often = '--config.checkpoint_every=500', '--config.checkpoint_every=5'
+    whole = fingerprint(main(VAE, *args, seldom, f'--workdir={tmp_path}/whole'))
     chance = random.Random(0)
     checkpoints = tmp_path / 'killed' / 'checkpoints'
     for kill in range(20):
         seen = set(checkpoints.glob('*')) if checkpoints.exists() else set()
-        process = main(VAE, *args, f'--workdir={tmp_path}/killed', wait=False)
+        process = main(VAE, *args, often, f'--workdir={tmp_path}/killed', wait=False)
         if kill % 5:
             # Once it steps and saves; a save takes a good part of the time.
             while not set(checkpoints.glob('*')) - seen and process.poll() is None:
@@ -222,7 +218,7 @@ def test_killed_twenty_times_equals_never_stopped(main, tmp_path):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, 'the run ended before it was killed'
-    assert fingerprint(main(VAE, *args, f'--workdir={tmp_path}/killed')) == whole
+    assert fingerprint(main(VAE, *args, seldom, f'--workdir={tmp_path}/killed')) == whole
     steps = [
         json.loads(line)['step']
         for line in (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
