@@ -38,7 +38,8 @@ def start(args: list[str], cache: Path) -> dict[str, float]:
         done = time.monotonic() - begun
         _, err = process.communicate()
         if process.returncode:
-            sys.exit(err.decode())
+            sys.stderr.write(err.decode())
+            sys.exit(process.returncode)
         second = json.loads(metrics.read_text().splitlines()[1])
     return {'reached': done - 1 / second['steps_per_second'], 'done': done}
 
