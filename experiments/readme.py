@@ -136,12 +136,12 @@ def main(_) -> None:
         old = re.search(rf'^\| {re.escape(command(name))} .*$', text, re.MULTILINE)
         row = f'| {command(name)} | {minutes(run)} | {paper} | {report(run)} |'
         text = text.replace(old.group(), row)
-        for kind in ('step', 'reconstruction', 'interpolation'):
-            grids = sorted((run / 'samples').glob(f'{kind}_*.png'))
+        for kind in ('samples', 'reconstruction', 'interpolation'):
+            # Of samples the last grid of training, or that of --mode=sample where there is one.
+            names = ('step', 'grid') if kind == 'samples' else (kind,)
+            grids = [x for name in names for x in sorted((run / 'samples').glob(f'{name}_*.png'))]
             if grids:
-                shutil.copy(
-                    grids[-1], PICTURES / f'{run.name}_{kind.replace("step", "samples")}.png'
-                )
+                shutil.copy(grids[-1], PICTURES / f'{run.name}_{kind}.png')
     if FLAGS.throughput:
         table = Path(FLAGS.throughput).read_text()
         text = re.sub(r'\| task \| best of.*?\n\n', lambda _: f'{table}\n', text, flags=re.DOTALL)

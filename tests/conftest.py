@@ -23,6 +23,8 @@ if not os.environ.get('GEN_JAX_AS_USERS'):
 def pytest_sessionfinish(session):
     """With GEN_JAX_PARITY set, a comparison that was left out is a failure."""
     reporter = session.config.pluginmanager.get_plugin('terminalreporter')
+    if reporter is None:  # a worker of pytest-xdist: the process that started it reports
+        return
     left_out = [x for x in reporter.stats.get('skipped', []) if 'tests/parity' in x.nodeid]
     if os.environ.get('GEN_JAX_PARITY') and left_out:
         reporter.write_line(f'left out, but GEN_JAX_PARITY is set: {left_out[0].nodeid}')
