@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from gen_jax.config import create, default, guided_by, method_module
+from gen_jax.config import create, default, guided_by, method_module, nearest
 from gen_jax.errors import UserError, in_one_line
 from gen_jax.method import Method
 from gen_jax.runtime import workdir
@@ -51,12 +51,15 @@ def _parsed(path: Path) -> ml_collections.ConfigDict:
     try:
         choices = getattr(method_module(flat['method']), 'CHOICES', ())
         config = default(flat['method'], **{name: flat[name] for name in choices})
+        known = workdir.flat(config)
         config.update_from_flattened_dict(flat)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f'{path} is no config of this version ({in_one_line(error)}): expected what '
             '--mode=train leaves'
         ) from None
+    if unknown := [name for name in flat if name not in known]:
+        raise UserError(f'{path}: unknown field config.{unknown[0]}{nearest(unknown[0], known)}')
     return config
 
 
