@@ -7,8 +7,11 @@ Then --mode=sample, evaluate and edit of configs/ddpm_digits.py are guided by it
 where that was trained without classes (--config.data.num_classes=0
 --config.diffusion.label_dropout=0 --config.sample.knobs.guidance=1, for all modes).
 
-Cost: 2,000 steps of 64 images. Network: 378,186 parameters.
-Number: see README.
+Cost: 2,000 steps of 64 images; 2 minutes on 2 CPU cores that had other work too. Network: 378,186
+parameters.
+Number: of the 296 test images, noised to times drawn evenly, 40.9% right, 1.57 nats of
+cross-entropy; at t = 0, 100, 200, 300 and 500 of 1000 it is 99.7%, 98.0%, 91.6%, 68.6% and 26.4%
+right. docs/diffusion.md has what its guidance does.
 """
 
 from gen_jax.config import TINY, default, vary
