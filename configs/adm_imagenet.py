@@ -15,9 +15,9 @@ FID of 50,000 samples by ancestral sampling of 250 of the 1000 steps:
 Plan: at 64x64 on 128 chips of v5e (v5e:8x16, --config.sample.batch_size=128), 20 hours at best
 (2,500 chip-hours); 10.5 GiB a chip. At 256x256 not planned yet.
 
-The guided numbers need the authors' noisy classifier (gen_jax/diffusion/adm.py, ADMClassifier; its
-weights load through gen_jax/interop/adm.py) beside the sampler (gen_jax/diffusion/guidance.py),
-which training knows nothing of and --mode=sample does not do.
+The guided numbers are by a run of configs/adm_classifier_imagenet.py:at_256: add to --mode=evaluate
+--config.guide.workdir=runs/adm_classifier_imagenet_at_256 and the authors' scale,
+--config.sample.knobs.guide=1, or =10 where the model is unconditional.
 
 Data: TFDS wants ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in its folder
 downloads/manual. Images are cropped to their middle and made smaller as they are read; half are
@@ -25,7 +25,7 @@ mirrored. At 64x64 tfds:imagenet_resized/64x64 downloads by itself and reads qui
 are squeezed whole into a square: another data set, whose FID is not the paper's.
 
 Differences: bfloat16 instead of float16. The authors halve images by means before their bicubic
-filter.
+filter. Guided ancestral steps: gen_jax/diffusion/guides.py.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_adm_unet.py);
 losses, bound and respacing do with their parent repository's
 (tests/parity/test_improved_diffusion.py).

@@ -53,10 +53,30 @@ def method_module(name: str) -> ModuleType:
     return module
 
 
-def create(config: ml_collections.ConfigDict) -> Method:
-    """The method that a config names, after every check that needs no data and no device."""
-    validate(config)
+def create(config: ml_collections.ConfigDict, guide: Method | None = None) -> Method:
+    """The method that a config names, after every check that needs no data and no device.
+
+    Args:
+      config: of the model.
+      guide: what guides its samples, as `gen_jax.guide` finds it, where `config.guide` names a run.
+
+    Raises:
+      UserError: bad config; or it names a run that guides, where nothing is guided.
+    """
+    validate(config, guide)
+    if guide is not None:
+        return method_module(config.method).create(config, guide)
+    if workdir := guided_by(config):
+        raise UserError(
+            f"config.guide.workdir={workdir!r}: expected '' here, as a guide is for --mode=sample, "
+            'evaluate and edit of a trained model; leave it out'
+        )
     return method_module(config.method).create(config)
+
+
+def guided_by(config: ml_collections.ConfigDict) -> str:
+    """The folder of the run that guides samples; '' where there is none."""
+    return config.guide.workdir if 'guide' in config else ''
 
 
 def default(method: str, **choices: str) -> ml_collections.ConfigDict:
@@ -171,8 +191,8 @@ def require(ok: bool, field: str, value, expected: str) -> None:
         raise UserError(f'config.{field}={value!r}: expected {expected}')
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks what can be checked without data or devices; raises UserError."""
+def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> None:
+    """Checks what can be checked without data or devices, and but for the guide's run."""
     choices = getattr(method_module(config.method), 'CHOICES', ())
     known = default(config.method, **{name: config[name] for name in choices})
     _same_fields(config, known, '', choices)
@@ -191,11 +211,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in ('n', 'batch_size', 'grid'):
         require(sample[field] >= 1, f'sample.{field}', sample[field], 'a whole number >= 1')
     require(sample.format in ('png', 'npz'), 'sample.format', sample.format, "'png' or 'npz'")
+    classes = data.num_classes or (guide.num_classes if guide else 0)
     require(
-        sample.label == -1 or 0 <= sample.label < data.num_classes,
+        sample.label == -1 or 0 <= sample.label < classes,
         'sample.label',
         sample.label,
-        f'-1 (all in turn) or a class below data.num_classes={data.num_classes}',
+        f'-1 (all in turn) or a class below data.num_classes={classes}',
     )
     _check_eval(config.eval)
     for axis in ('data', 'fsdp', 'tensor'):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.config import create, nearest, require
+from gen_jax import guide
+from gen_jax.config import nearest, require
 from gen_jax.data import fitting, pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.method import Method
@@ -47,7 +48,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
       UserError: a task that the method has not, numbers out of range, or no images, mask or
         checkpoint.
     """
-    method = create(config)
+    method = guide.method(config)
     _check(config, method)
     workdir.check(config, folder, after_training=True)
     program = Editing(config, method)
@@ -108,7 +109,7 @@ class Editing(Program):
         self._masks = {}
         if config.edit.task in MASKED:
             self._masks = {'mask': read_mask(config.edit.mask, config.data.image_size)}
-        self._images, self._labels = read_images(config)
+        self._images, self._labels = read_images(config, self.num_classes)
         # Interpolation needs an image to go to.
         self._rows = len(self._images) - (config.edit.task == 'interpolate')
         self._results = 1 if config.edit.task == 'reconstruct' else config.edit.results
@@ -158,16 +159,17 @@ def _page(task: str, source, given, results, other=None) -> np.ndarray:
     return images.grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
 
 
-def read_images(config) -> tuple[np.ndarray, np.ndarray | None]:
+def read_images(config, num_classes: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The images to edit, as `config.data` brings them to one size, and what they show.
 
     Args:
-      config: `edit`, `data`, and `sample.label` for models that know classes: the class that all
-        images show; -1: what their source says.
+      config: `edit`, `data`, and `sample.label` where there are classes: the class that all images
+        show; -1: what their source says.
+      num_classes: what the model, or what guides it, is told of; 0: nothing.
 
     Returns:
       uint8 [n, h, w, c], or fewer where there are fewer, with one more to interpolate to; int32
-      [n] or None, where the model knows no classes or `sample.label` tells.
+      [n] or None, where there are no classes or `sample.label` tells.
 
     Raises:
       UserError: no such folder, no images in it, or no labels.
@@ -187,13 +189,12 @@ def read_images(config) -> tuple[np.ndarray, np.ndarray | None]:
         raise UserError(f'{data.source} has one image only: {edit.task} needs 2 or more')
     examples = [source[i] for i in range(min(edit.n + more, len(source)))]
     pixels = np.stack([example['image'] for example in examples])
-    return pixels, _labels(config, data.source, source.num_classes, examples)
+    if not num_classes or config.sample.label != -1:
+        return pixels, None
+    return pixels, _labels(data.source, source.num_classes, num_classes, examples)
 
 
-def _labels(config, name: str, num_classes: int, examples: list) -> np.ndarray | None:
-    wanted, label = config.data.num_classes, config.sample.label
-    if not wanted or label != -1:
-        return None
+def _labels(name: str, num_classes: int, wanted: int, examples: list) -> np.ndarray:
     if num_classes != wanted:
         raise UserError(
             f'{name} does not say which of the {wanted} classes its images show: set '

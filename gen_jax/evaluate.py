@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax.config import create, nearest
+from gen_jax import guide
+from gen_jax.config import nearest
 from gen_jax.errors import UserError
 from gen_jax.judge import Judge
 from gen_jax.runtime import workdir
@@ -30,7 +31,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
       UserError: a metric that the method, the data or the network cannot give, missing weights or
         images, or no checkpoint.
     """
-    program = Program(config, create(config))
+    program = Program(config, guide.method(config))
     workdir.check(config, folder, after_training=True)
     judge = Judge(program, config.eval.metrics, config.eval.n)
     step, state = load(program, folder, step)
@@ -48,7 +49,7 @@ def kept(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
     """The numbers of a metrics.json that tell of the state that `rows` tell of."""
 
     def state(row):
-        return [row.get(name) for name in ('step', 'seed', 'ema', 'init_from')]
+        return [row.get(name) for name in ('step', 'seed', 'ema', 'init_from', 'guide')]
 
     told = state(next(iter(rows.values())))
     old = workdir.read_json(path) if path.exists() else {}

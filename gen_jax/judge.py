@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from gen_jax.config import nearest, require
+from gen_jax.config import guided_by, nearest, require
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.interop.weights import find, sha256
@@ -23,6 +23,7 @@ from gen_jax.metrics.modes import by_classifier
 from gen_jax.metrics.psnr import psnr
 from gen_jax.metrics.ssim import smallest_side, ssim
 from gen_jax.runtime import random, workdir
+from gen_jax.runtime.checkpoint import fingerprint
 from gen_jax.runtime.program import Program
 
 # What a classifier says of samples, beside what `compare` knows.
@@ -81,7 +82,7 @@ def check(program: Program, names: Iterable[str]) -> None:
             'needs a classifier of this data: set config.eval.network to digits or fashion_mnist',
         ),
         (
-            {} if config.data.num_classes else {'accuracy'},
+            {} if program.num_classes else {'accuracy'},
             "needs samples of a class: set config.data.num_classes ('modes' needs none)",
         ),
         (
@@ -194,7 +195,7 @@ class Judge:
             rows |= self._path_length(state)
         if self.of_samples:
             rows |= self._samples(images)
-        shared = provenance(self._program.config, step)
+        shared = provenance(self._program.config, step, state)
         return {name: {**row, **shared} for name, row in rows.items()}
 
     def given(self) -> list[str]:
@@ -441,7 +442,7 @@ def _mean(values: np.ndarray, data) -> dict:
     return {'value': values.mean(), 'standard_error': error, 'n': n, 'data': data}
 
 
-def provenance(config, step: int) -> dict:
+def provenance(config, step: int, state) -> dict:
     """Where a number comes from, as far as all numbers of a run share it."""
     data = config.data
     told = {
@@ -453,6 +454,8 @@ def provenance(config, step: int) -> dict:
         'fit': data.fit,
         'gen_jax': workdir.code_version(),
     }
+    if guided_by(config):
+        told['guide'] = {**workdir.plain(config.guide), 'state': fingerprint(state.guide)}
     # A trained state is the config's; one that was imported, without a step, is its folder's.
     return told if step else {**told, 'init_from': config.init_from}
 

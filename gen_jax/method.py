@@ -33,9 +33,12 @@ class Method(NamedTuple):
       encode: (state, batch) -> latents [b, ...], deterministic.
       decode: (state, latents, condition) -> images [b, h, w, c] in [-1, 1], deterministic.
       denoise: (state, x_t, t, condition) -> estimate of the clean image, shaped like x_t.
+      log_prob: (state, x_t, t, label int32 [n]) -> log p(label | x_t, t) of noised images, [n].
       edits: what can be done to given images, {task: (keys[n], state, condition) -> (given,
         result)}, both [n, h, w, c] in [-1, 1]: what the task left of the images, and what was made
         of it. The condition has `image` too, and what else `gen_jax.edit` puts there.
+      num_classes: what `label` may be of, of `log_prob`'s and of a condition's where these are not
+        the config's; 0: `config.data.num_classes`.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
       network_calls: calls of the network in one `sample_step`, as the config has it.
     """
@@ -47,7 +50,9 @@ class Method(NamedTuple):
     encode: Callable | None = None
     decode: Callable | None = None
     denoise: Callable | None = None
+    log_prob: Callable | None = None
     edits: dict[str, Callable] | None = None
+    num_classes: int = 0
     latent_dim: int | None = None
     network_calls: int = 1
 
@@ -195,6 +200,14 @@ def optimizer(config) -> optax.GradientTransformation:
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),
     )
+
+
+def recognised(logits: jax.Array, label: jax.Array) -> dict:
+    """Logits [b, k] and labels [b] -> accuracy [b], 0 or 1, and cross_entropy [b], nats."""
+    return {
+        'accuracy': (jnp.argmax(logits, -1) == label).astype(jnp.float32),
+        'cross_entropy': optax.softmax_cross_entropy_with_integer_labels(logits, label),
+    }
 
 
 def check_batch(batch: dict, image_size: int, channels: int) -> None:

@@ -33,9 +33,9 @@ def run(config, folder: Path, topology: str | None = None) -> None:
       UserError: an unknown topology, no libtpu, a config that is wrong; where one topology is
         asked for, also chips that the mesh does not divide, or a mesh that a batch does not.
     """
+    create(config)
     asked = topologies.parse(topology)
     devices = [topologies.devices(each) for each in asked]
-    create(config)
     workdir.make(folder)
     plans = []
     for where, chips in zip(asked, devices, strict=True):

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax.config import create
+from gen_jax import guide
+from gen_jax.config import guided_by
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
@@ -31,7 +32,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
     Raises:
       UserError: no checkpoint, or samples of other settings in the way.
     """
-    program = Program(config, create(config))
+    program = Program(config, guide.method(config))
     if program.method.sample_step is None:
         raise UserError(f'config.method={config.method!r} cannot sample: it has no sample_step')
     workdir.check(config, folder, after_training=True)
@@ -51,37 +52,47 @@ def run(config, folder: Path, step: str | None = None) -> None:
         print(f'{config.sample.n} images in {out}, grids in {folder / "samples"}')
 
 
-def imported_state(program: Program):
-    """The state with the weights of `config.init_from`, laid out on the mesh."""
-    config = program.config
+def imported_state(config, shape):
+    """The state with the weights of `config.init_from`, laid out as `shape` is."""
     if config.method != 'diffusion.gaussian':
         raise UserError(
             f'config.init_from={config.init_from!r} is for diffusion.gaussian (a diffusers DDPM '
             f"folder): config.method={config.method!r} starts from ''"
         )
     state = diffusers_ddpm.gaussian_state(config, config.init_from)
-    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, program.state_shape))
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, shape))
 
 
 def load(program: Program, folder: Path, step: str | None = None):
     """(step, state) of a workdir's checkpoint; or of `config.init_from` where it has none.
 
     Args:
-      program: of the workdir's config.
+      program: of the workdir's config; where that names a guide, the state has its state too.
       folder: the workdir.
       step: a number; 'best', which `config.eval.best` kept; None takes the newest.
     """
+    config, shape = program.config, program.state_shape
+    if not guided_by(config):
+        return _loaded(shape, folder, step, '--step', config)
+    step, own = _loaded(shape.own, folder, step, '--step', config)
+    place, guides = Path(guided_by(config)).absolute(), config.guide.step or None
+    _, guiding = _loaded(shape.guide, place, guides, 'config.guide.step')
+    return step, shape.replace(own=own, guide=guiding)
+
+
+def _loaded(shape, folder: Path, step: str | None, field: str, config=None):
+    """(step, state) of `folder`; where it has none, of `config.init_from` if there is a config."""
     if step not in (None, 'best') and not step.isdecimal():
-        raise UserError(f"--step={step!r}: expected a number, or 'best'")
+        raise UserError(f"{field}={step!r}: expected a number, or 'best'")
     place = folder / ('best' if step == 'best' else 'checkpoints')
     if place.is_dir():
         with contextlib.closing(Checkpoints(place)) as checkpoints:
             number = int(step) if step and step != 'best' else None
-            restored = checkpoints.restore(program.state_shape, number)
+            restored = checkpoints.restore(shape, number)
         if restored is not None:
             return restored[:2]
-    if step is None and program.config.init_from:
-        return 0, imported_state(program)
+    if step is None and config and config.init_from:
+        return 0, imported_state(config, shape)
     mend = 'train with config.eval.best' if step == 'best' else 'train first'
     raise UserError(f'no checkpoints in {place}: {mend} (--mode=train, same --workdir)')
 

@@ -40,7 +40,7 @@ def run(config, folder: Path) -> None:
     workdir.check(config, folder)
     loop = Loop(program, folder, batches)
     # Read before anything is written, so that a mistake in it leaves nothing behind.
-    imported = imported_state(program) if config.init_from else None
+    imported = imported_state(config, program.state_shape) if config.init_from else None
     workdir.claim(config, folder)
     with contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints:
         restored = checkpoints.restore(program.state_shape)

@@ -67,7 +67,7 @@ def small(**changes):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """run(**changes) -> the arrays and the picture that the mode leaves."""
-    monkeypatch.setattr(edit, 'create', model)
+    monkeypatch.setattr(edit.guide, 'create', lambda config, guide: model(config))
     with contextlib.closing(Checkpoints(tmp_path / 'checkpoints', keep=1)) as checkpoints:
         checkpoints.save(STEP, model(None).init(None, None), {})
 
@@ -207,7 +207,7 @@ def test_a_mask_file_is_white_where_images_are_known(tmp_path):
 def test_labels_are_the_images_own_or_what_sample_label_says():
     config = small(**{'data.num_classes': 10})
     source = sources.open_source(config.data, 'test')
-    images, labels = edit.read_images(config)
+    images, labels = edit.read_images(config, 10)
     np.testing.assert_array_equal(labels, [source[i]['label'] for i in range(3)])
     np.testing.assert_array_equal(images, digits(3))
     program = edit.Editing(config, model(config))
@@ -270,14 +270,14 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path, pixels, says):
 def test_folders_without_images_labels_or_a_second_image_are_told(tmp_path):
     config = small(**{'edit.images': str(tmp_path)})
     with pytest.raises(UserError, match='has no images'):
-        edit.read_images(config)
+        edit.read_images(config, 0)
     Image.new('L', (8, 8)).save(tmp_path / 'a.png')
     config.edit.task = 'interpolate'
     with pytest.raises(UserError, match='interpolate needs 2'):
-        edit.read_images(config)
-    config.edit.task, config.data.num_classes = 'vary', 10
+        edit.read_images(config, 0)
+    config.edit.task = 'vary'
     with pytest.raises(UserError, match=r'set config\.sample\.label'):
-        edit.read_images(config)
+        edit.read_images(config, 10)
 
 
 def test_a_method_without_edits_is_told_of_those_that_have_them(tmp_path):
@@ -287,7 +287,7 @@ def test_a_method_without_edits_is_told_of_those_that_have_them(tmp_path):
 
 
 def test_an_untrained_run_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(edit, 'create', model)
+    monkeypatch.setattr(edit.guide, 'create', lambda config, guide: model(config))
     with pytest.raises(UserError, match='train first'):
         edit.run(small(), tmp_path)
     assert list(tmp_path.iterdir()) == []

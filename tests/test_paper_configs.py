@@ -6,7 +6,7 @@ The expectations are typed from the authors' files, in their own terms, and not 
            configs/{vp,subvp,ve}/cifar10_*_continuous.py
   karras   github.com/NVlabs/edm at 008a4e5, README.md ("Training new models") and train.py
   dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, steps and learning
-           rates from the paper (appendix I)
+           rates from the paper (appendix I), for classifiers their weight decay too
   liu      github.com/gnobitab/RectifiedFlow at 5a1fd4d,
            ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py
   tong     github.com/atong01/conditional-flow-matching at cacd4dc, examples/images/cifar10
@@ -23,15 +23,16 @@ import numpy as np
 import pytest
 
 from gen_jax.config import create
-from gen_jax.diffusion import continuous, gaussian
+from gen_jax.diffusion import adm, continuous, gaussian
 
 ROOT = Path(__file__).parents[1]
 SONG, KARRAS, FACES = 'score_sde_cifar10', 'edm_cifar10', 'edm_ffhq64'
 IMAGENET, DHARIWAL, FLOW = 'edm_imagenet64', 'adm_imagenet', 'rectified_flow_cifar10'
+CLASSIFIERS = 'adm_classifier_imagenet'
 MODELS = {'diffusion.continuous': continuous.Model, 'diffusion.gaussian': gaussian.Model}
 
 # File and variant: parameters as the reference counts them, millions of images in training, calls
-# of the network for an image (None: an adaptive solver says).
+# of the network for an image (None: an adaptive solver says; 0: it draws none).
 ROWS = {
     (SONG, ''): (61_804_419, 166.4, 1000),
     (SONG, 'deep'): (106_632_579, 121.6, 1000),
@@ -52,6 +53,8 @@ ROWS = {
     (DHARIWAL, ''): (295_904_454, 1105.92, 250),
     (DHARIWAL, 'at_256'): (553_838_086, 506.88, 250),
     (DHARIWAL, 'at_256_unconditional'): (552_814_086, 506.88, 250),
+    (CLASSIFIERS, ''): (65_438_568, 307.2, 0),
+    (CLASSIFIERS, 'at_256'): (54_096_360, 128, 0),
     (FLOW, ''): (61_804_419, 166.4, None),
     (FLOW, 'icfm'): (35_746_307, 51.2, None),
     (FLOW, 'ot_cfm'): (35_746_307, 51.2, None),
@@ -75,19 +78,27 @@ def model_of(config):
     return MODELS[config.method].from_config(config)
 
 
+def network_of(config):
+    if config.method == 'diffusion.noised_classifier':
+        return adm.classifier_from_config(config)
+    return model_of(config).network
+
+
 @functools.cache
 def count(network, size, classes):
     """Numbers that a network holds, what it keeps beside parameters included."""
-    label = jnp.zeros(1, jnp.int32) if classes else None
+    told = [] if isinstance(network, adm.ADMClassifier) else [None]
+    if told and classes:
+        told = [jnp.zeros(1, jnp.int32)]
     x = jnp.zeros((1, size, size, 3))
-    held = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1), label)
+    held = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1), *told)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(held))
 
 
 @EVERY
 def test_parameters(file, variant):
     config = load(file, variant)
-    found = count(model_of(config).network, config.data.image_size, config.data.num_classes)
+    found = count(network_of(config), config.data.image_size, config.data.num_classes)
     # EDM's counts leave out its 128 random frequencies, score_sde's do not.
     fourier = 128 if 've' in variant.split('_') and file != SONG else 0
     assert found - fourier == ROWS[file, variant][0]
@@ -107,12 +118,14 @@ def test_calls_of_the_network(file, variant):
     if calls is None:
         assert (config.sampler.name, config.sampler.solver) == ('adaptive', 'dopri5')
         assert config.sample.knobs.tolerance == 1e-5
+    elif calls == 0:
+        assert create(config).sample_step is None
     else:
         assert create(config).network_calls == calls
 
 
 def test_every_variant_has_a_row_and_stands_in_its_docstring():
-    for file in (SONG, KARRAS, FACES, IMAGENET, DHARIWAL, FLOW):
+    for file in (SONG, KARRAS, FACES, IMAGENET, DHARIWAL, CLASSIFIERS, FLOW):
         variants = [variant for name, variant in ROWS if name == file and variant]
         for variant in (*variants, 'tiny'):
             assert f' {variant}' in module(file).__doc__, (file, variant)
@@ -183,6 +196,17 @@ GUIDED = ADM | {
     'sample.knobs.steps': 250,  # --timestep_respacing
     'sampler.spacing': 'linspace',
     'sampler.variance': 'learned_range',
+}
+NOISED = ADM | {
+    'model.channels': 128,  # --classifier_width
+    'model.dropout': 0.0,
+    'diffusion.timesteps': 1000,
+    'diffusion.told': 'time',
+    'data.flip': True,
+    'optimizer.b1': 0.9,
+    'optimizer.b2': 0.999,
+    'optimizer.warmup': 0,
+    'optimizer.clip': 0.0,
 }
 VP = (
     SAME
@@ -300,6 +324,28 @@ RECIPES = {
         'optimizer.learning_rate': 1e-4,
     },
     (DHARIWAL, 'at_256_unconditional'): {'data.num_classes': 0},
+    (CLASSIFIERS, ''): NOISED
+    | {
+        'batch_size': 1024,
+        'data.image_size': 64,
+        'model.multipliers': (1, 2, 3, 4),
+        'model.blocks': 4,  # --classifier_depth
+        'diffusion.betas': 'cosine',
+        'optimizer.learning_rate': 6e-4,
+        'optimizer.decay_steps': 300_000,  # --anneal_lr, to 0 at --iterations
+        'optimizer.weight_decay': 0.2,
+    },
+    (CLASSIFIERS, 'at_256'): NOISED
+    | {
+        'batch_size': 256,
+        'data.image_size': 256,
+        'model.multipliers': (1, 1, 2, 2, 4, 4),
+        'model.blocks': 2,
+        'diffusion.betas': 'linear',
+        'optimizer.learning_rate': 3e-4,
+        'optimizer.decay_steps': 500_000,
+        'optimizer.weight_decay': 0.05,
+    },
     (FLOW, ''): SAME
     | DDPMPP
     | {

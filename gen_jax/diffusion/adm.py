@@ -398,19 +398,34 @@ def from_config(config, num_classes: int) -> ADMUNet:
     Raises:
       UserError: where the numbers do not fit each other.
     """
+    return _from_config(ADMUNet, config, num_classes, out_channels=config.data.channels)
+
+
+def classifier_from_config(config) -> ADMClassifier:
+    """The classifier that `config.model` describes, of `config.data`'s images and classes.
+
+    Args:
+      config: with `model` as in `defaults` and `data.{image_size, channels, num_classes}`.
+
+    Raises:
+      UserError: where the numbers do not fit each other.
+    """
+    return _from_config(ADMClassifier, config, config.data.num_classes)
+
+
+def _from_config(kind: type[Encoder], config, num_classes: int, **fields) -> Encoder:
     model = config.model
-    # What DDPM's network has, this one has by the same names and within the same bounds.
+    # What DDPM's network has, these have by the same names and within the same bounds.
     plain = unet.from_config(config, num_classes)
-    fields = {name: getattr(plain, name) for name in defaults() if hasattr(plain, name)}
+    fields |= {name: getattr(plain, name) for name in defaults() if hasattr(plain, name)}
     for name in ('heads', 'head_channels'):
         require(model[name] >= 0, f'model.{name}', model[name], '0 or more')
         fields[name] = model[name]
-    net = ADMUNet(
+    net = kind(
         **fields,
         scale_shift=model.scale_shift,
         resample_in_blocks=model.resample_in_blocks,
         num_classes=num_classes,
-        out_channels=plain.out_channels,
     )
     sizes = [config.data.image_size // 2**i for i in range(len(net.widths))]
     for width, size in zip(net.widths, sizes, strict=True):

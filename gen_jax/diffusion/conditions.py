@@ -4,6 +4,7 @@ Shared by the methods of this room. With classes, guidance is classifier-free (H
 2022): in training some labels are hidden behind one more class, the null class.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -17,10 +18,18 @@ from gen_jax.errors import UserError
 SAMPLER = {
     'guidance_interval': (),  # least and most sigma / alpha that is guided; (): all
 }
+# `config.guide`: a trained run that guides samples, of a classifier of noised images or of a worse
+# model; what it takes is said in gen_jax.diffusion.guides.
+GUIDE = {
+    'workdir': '',  # its folder; '': none
+    'step': '',  # its checkpoint: a number, or best; '': the newest
+}
 KNOBS = {
     'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
     'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds
     'negative_label': -1,  # a class to be guided away from, in place of no label; -1: none
+    # By `config.guide`: a classifier's scale, or of a worse model the weight beyond 1; 0: none
+    'guide': 0.0,
 }
 
 
@@ -58,13 +67,14 @@ def guided(
       level: t -> (alpha, sigma), each [n, 1, 1, 1].
       x_t: [n, h, w, c].
       t: [n].
-      condition: `label`, and where the model can be guided KNOBS, each [n].
+      condition: `label`, and where the model can be guided those of KNOBS that say how, each [n].
     """
     null, n = config.data.num_classes, len(x_t)
     label = labels(condition, null)
     if config.diffusion.label_dropout == 0:
         return raw(x_t, t, label)
-    guidance, phi, negative = (knob(config, condition, name, n) for name in KNOBS)
+    names = 'guidance', 'guidance_rescale', 'negative_label'
+    guidance, phi, negative = (knob(config, condition, name, n) for name in names)
     if config.sampler.guidance_interval:
         alpha, sigma = (x[:, 0, 0, 0] for x in level(t))  # [n]
         guidance = interval(guidance, sigma / alpha, *config.sampler.guidance_interval)
@@ -93,6 +103,15 @@ def check(config) -> None:
     able = dropout > 0
     why = 'because config.diffusion.label_dropout=0: the model cannot be guided'
     require(able or scale == 1, 'sample.knobs.guidance', scale, f'1, {why}')
-    require(able or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
+    some = able or config.guide.workdir
+    require(some or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
     require(able or phi == 0, 'sample.knobs.guidance_rescale', phi, f'0, {why}')
     require(able or negative == -1, 'sample.knobs.negative_label', negative, f'-1, {why}')
+    _check_guide(config.guide, knobs.guide)
+
+
+def _check_guide(guide, scale: float) -> None:
+    why = "because config.guide.workdir='' names no run that guides"
+    require(guide.workdir or scale == 0, 'sample.knobs.guide', scale, f'0, {why}')
+    require(guide.workdir or not guide.step, 'guide.step', guide.step, f"'', {why}")
+    require(math.isfinite(scale), 'sample.knobs.guide', scale, 'a finite number')

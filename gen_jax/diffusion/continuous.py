@@ -15,6 +15,7 @@ from gen_jax.config import nearest, require
 from gen_jax.diffusion import (
     augment,
     conditions,
+    guides,
     ladder,
     likelihood,
     losses,
@@ -40,6 +41,9 @@ from gen_jax.method import (
 )
 
 CHOICES = ('network',)
+# Methods that can guide this one's samples, and what of `config.diffusion` must be theirs too.
+GUIDES = ('diffusion.continuous',)
+PROCESS = ('process', 'range', 'levels')
 # What each takes as `config.diffusion.range`.
 PROCESSES = {
     'vp_linear': processes.vp_linear,  # betas
@@ -103,6 +107,7 @@ def defaults(network: str = 'unet') -> dict:
                 **conditions.KNOBS,
             }
         },
+        'guide': dict(conditions.GUIDE),
     }
 
 
@@ -154,12 +159,16 @@ class Model(NamedTuple):
         return self.network.apply(variables, scaled, self.time(t), label, **options)
 
 
-def create(config) -> Method:
+def create(config, guide: Method | None = None) -> Method:
     """Diffusion as `defaults` describes it.
 
     `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take, and
     the knobs of `defaults`. `denoise`'s times are the process's own, float32 [n]. `evaluate_step`
     gives `loss`, at a drawn time.
+
+    Args:
+      config: as `defaults` has it.
+      guide: what guides samples: a method with `denoise` at the same times. See `guides.guided`.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
@@ -169,6 +178,7 @@ def create(config) -> Method:
     shape = (data.image_size, data.image_size, data.channels)
     model, tx = Model.from_config(config), optimizer(config.optimizer)
     squares = make_squares(config.diffusion, model)
+    steered = guides.steering(config, guide, model.level)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -178,10 +188,10 @@ def create(config) -> Method:
 
     def denoise(state, x_t, t, condition):
         t = jnp.asarray(t, jnp.float32)
-        raw = partial(model.raw, state.net.variables(ema=True))
+        raw = partial(model.raw, guides.own(state).net.variables(ema=True))
         f = guided(config, raw, model.level, x_t, t, condition)
         x_0 = model.prediction.x_0(f, x_t, *model.level(t))
-        return jnp.clip(x_0, -1.0, 1.0) if sampler.clip else x_0
+        return steered(x_0, state, x_t, t, condition)
 
     def visited(condition, n):
         return Path(model.process, knob(config, condition, 'steps', n), sampler.spacing)
@@ -202,7 +212,7 @@ def create(config) -> Method:
             found |= bits(config.likelihood, model, variables, keys, batch['image'], label)
         return found
 
-    return Method(
+    method = Method(
         init,
         make_train_step(config, model, squares, tx),
         sample_step,
@@ -211,6 +221,7 @@ def create(config) -> Method:
         edits=uses.edits(denoise, visited),
         network_calls=solvers.calls(config, config.sample.knobs.steps),
     )
+    return guides.guided(method, guide)
 
 
 def draw_times(diffusion, model: Model, key: jax.Array, n: int) -> jax.Array:

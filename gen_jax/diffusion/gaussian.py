@@ -18,6 +18,8 @@ from gen_jax.config import nearest, require
 from gen_jax.diffusion import (
     bound,
     conditions,
+    discrete,
+    guides,
     losses,
     networks,
     predictions,
@@ -27,15 +29,7 @@ from gen_jax.diffusion import (
 )
 from gen_jax.diffusion.conditions import guided, hide, knob, labels
 from gen_jax.diffusion.predictions import Prediction
-from gen_jax.diffusion.schedules import (
-    BETAS,
-    SPACINGS,
-    DiscreteProcess,
-    Trajectory,
-    make_betas,
-    spaced_times,
-    zero_terminal_snr,
-)
+from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, Trajectory, spaced_times
 from gen_jax.method import (
     Method,
     Net,
@@ -47,9 +41,11 @@ from gen_jax.method import (
 )
 
 CHOICES = ('network',)
+# Methods that can guide this one's samples, and what of `config.diffusion` must be theirs too.
+GUIDES = ('diffusion.gaussian', 'diffusion.noised_classifier')
+PROCESS = tuple(discrete.PROCESS)
 VARIANCES = (*samplers.VARIANCES, 'learned_range')
 PREDICTIONS = ('eps', 'x_0', 'v')
-TOLD = ('time', 'thousandths')
 LOSSES = ('simple', 'hybrid', 'vlb')
 WEIGHTINGS = ('simple', 'eps', 'x_0', 'min_snr')
 TIMES = ('uniform', 'loss_second_moment')
@@ -69,13 +65,8 @@ def defaults(network: str = 'unet') -> dict:
     return {
         **networks.defaults(network),
         'diffusion': {
-            'timesteps': 1000,  # T
-            'betas': 'linear',  # variances of the steps' noise: linear, scaled_linear, cosine
-            'beta_min': 1e-4,  # the first step's, where it is not cosine
-            'beta_max': 0.02,  # the last step's
-            'zero_snr': False,  # betas moved so that the last step leaves nothing of the image
+            **discrete.FIELDS,
             'prediction': 'eps',  # what the network says: eps, x_0, v
-            'told': 'time',  # what it is told: time (t), thousandths (1000 t / T)
             'learned_variance': False,  # whether it also says variances, in as many channels more
             # simple (of what it says), vlb (the bound, with fixed_large where no variance is
             # learned), hybrid (simple, and the bound for the variances only)
@@ -94,10 +85,11 @@ def defaults(network: str = 'unet') -> dict:
             **conditions.SAMPLER,
         },
         'sample': {'knobs': {**solvers.knobs(steps=50, continuous=False), **conditions.KNOBS}},
+        'guide': dict(conditions.GUIDE),
     }
 
 
-def create(config) -> Method:
+def create(config, guide: Method | None = None) -> Method:
     """Gaussian diffusion as `defaults` describes it.
 
     `sample_step` and `denoise` take in their condition `label` int32 [n] where the model knows
@@ -106,6 +98,11 @@ def create(config) -> Method:
     calls the network as often as the largest number of steps says. They, and `evaluate_step`, use
     the averaged parameters. `evaluate_step` gives what `bound.evaluate` does; it runs the network T
     times.
+
+    Args:
+      config: as `defaults` has it.
+      guide: what guides samples: a method with `log_prob` or `denoise` at the same times. See
+        `guides.guided`.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
@@ -116,6 +113,7 @@ def create(config) -> Method:
     num_classes = data.num_classes
     model = Model.from_config(config)
     process, T = model.process, len(model.process.tau)
+    steered = guides.steering(config, guide, model.level)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -124,9 +122,9 @@ def create(config) -> Method:
         return first_state(config, variables)
 
     def estimate(state, x_t, t, condition) -> bound.Estimate:
-        raw = partial(model.raw, state.net.variables(ema=True))
-        said = guided(config, raw, model.level, x_t, t, condition)
-        return model.estimate(said, x_t, t, sampler.clip)
+        raw = partial(model.raw, guides.own(state).net.variables(ema=True))
+        found = model.estimate(guided(config, raw, model.level, x_t, t, condition), x_t, t)
+        return found._replace(x_0=steered(found.x_0, state, x_t, t, condition))
 
     def denoise(state, x_t, t, condition):
         return estimate(state, x_t, t, condition).x_0
@@ -154,7 +152,7 @@ def create(config) -> Method:
         return bound.evaluate(plain, process, keys, batch['image'], sampler.variance)
 
     steps = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
-    return Method(
+    method = Method(
         init,
         make_train_step(config, model),
         sample_step,
@@ -163,6 +161,7 @@ def create(config) -> Method:
         edits=uses.edits(denoise, visited),
         network_calls=solvers.calls(config, steps),
     )
+    return guides.guided(method, guide)
 
 
 def first_state(config, variables: dict) -> State:
@@ -196,31 +195,18 @@ class Model(NamedTuple):
         """The model that `config.diffusion`, `network`, `model` and `data` describe."""
         diffusion, network = config.diffusion, networks.build(config)
         name, learned = diffusion.prediction, diffusion.learned_variance
-        betas = make_betas(
-            diffusion.betas, diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
-        )
-        if diffusion.zero_snr:
-            betas = zero_terminal_snr(betas)
         if learned:
             network = network.clone(out_channels=2 * config.data.channels)
-        process, prediction = DiscreteProcess.from_betas(betas), predictions.PREDICTIONS[name]
+        process, prediction = discrete.process(diffusion), predictions.PREDICTIONS[name]
         return cls(network, process, prediction, name == 'eps', learned, diffusion.told)
 
-    def alpha(self, t: jax.Array) -> jax.Array:
-        """What x_0 is multiplied by, float32 like t."""
-        return jnp.float32(np.sqrt(self.process.alpha_bar))[t]
-
-    def sigma(self, t: jax.Array) -> jax.Array:
-        """The noise's standard deviation, float32 like t."""
-        return jnp.float32(np.sqrt(1 - self.process.alpha_bar))[t]
-
     def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(alpha, sigma) at t [n], [n, 1, 1, 1]."""
-        return self.alpha(t)[:, None, None, None], self.sigma(t)[:, None, None, None]
+        """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
+        return self.process.level(t)
 
     def raw(self, variables: dict, x_t, t, label, **options) -> jax.Array:
         """All that the network says, [n, h, w, c or 2c]."""
-        told = t if self.told == 'time' else t * (1000 / len(self.process.tau))
+        told = discrete.time(self.told, len(self.process.tau), t)
         return self.network.apply(variables, x_t, told, label, **options)
 
     def split(self, raw: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -288,7 +274,7 @@ def make_objective(diffusion, model: Model) -> Callable:
 
     The bound is in bits, and T times its term at t: what it is on average over t drawn uniformly.
     """
-    weight = losses.weighting(diffusion.weighting, model, model.prediction, diffusion.gamma)
+    weight = losses.weighting(diffusion.weighting, model.process, model.prediction, diffusion.gamma)
     variance = 'learned_range' if model.learned else 'fixed_large'
     term = bound.make_term(model.process, variance)
     per_bit = len(model.process.tau) / np.log(2)
@@ -310,11 +296,8 @@ def make_objective(diffusion, model: Model) -> Callable:
 def check(config) -> None:
     """Raises UserError where `diffusion`, `sampler` or `sample.knobs` cannot be obeyed."""
     diffusion, sampler = config.diffusion, config.sampler
-    T, low, high = diffusion.timesteps, diffusion.beta_min, diffusion.beta_max
     named = (
-        (diffusion, 'betas', BETAS),
         (diffusion, 'prediction', PREDICTIONS),
-        (diffusion, 'told', TOLD),
         (diffusion, 'loss', LOSSES),
         (diffusion, 'weighting', WEIGHTINGS),
         (diffusion, 'times', TIMES),
@@ -324,16 +307,15 @@ def check(config) -> None:
     for part, field, known in named:
         room, value = 'sampler' if part is sampler else 'diffusion', part[field]
         require(value in known, f'{room}.{field}', value, f'a known name{nearest(value, known)}')
-    require(2 <= T <= 10_000, 'diffusion.timesteps', T, '2 to 10000')
-    require(0 < low <= high, 'diffusion.beta_min', low, f'0 < beta_min <= beta_max={high}')
-    require(high < 1, 'diffusion.beta_max', high, 'less than 1')
+    discrete.check(diffusion)
     require(diffusion.gamma > 0, 'diffusion.gamma', diffusion.gamma, 'more than 0')
     require(diffusion.vlb_weight > 0, 'diffusion.vlb_weight', diffusion.vlb_weight, 'more than 0')
     _check_fit(diffusion, sampler)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
     require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
-    solvers.check(config, continuous=False, finite=not diffusion.zero_snr, most=T)
+    T, finite = diffusion.timesteps, not diffusion.zero_snr
+    solvers.check(config, continuous=False, finite=finite, most=T)
 
 
 def _check_fit(diffusion, sampler) -> None:

@@ -127,6 +127,18 @@ class DiscreteProcess(NamedTuple):
         """The same process seen at the times tau [S] only; marginals q(x_t | x_0) are unchanged."""
         return self._from_alpha_bar(self.tau[tau], self.alpha_bar[tau])
 
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """What x_0 is multiplied by at the times numbered t, float32 like t."""
+        return jnp.float32(np.sqrt(self.alpha_bar))[t]
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """The noise's standard deviation at the times numbered t, float32 like t."""
+        return jnp.float32(np.sqrt(1 - self.alpha_bar))[t]
+
+    def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
+        return self.alpha(t)[:, None, None, None], self.sigma(t)[:, None, None, None]
+
     def posterior_mean(self) -> tuple[np.ndarray, np.ndarray]:
         """(c_0, c_t) [S], in the mean c_0 x_0 + c_t x_t of q(x_{t-1} | x_t, x_0) (eq. 7)."""
         c_0 = np.sqrt(self.alpha_bar_prev) * self.beta / (1 - self.alpha_bar)

@@ -20,6 +20,7 @@ class Program:
       config, method, mesh: as given.
       batch_spec: the least that a global batch holds, as ShapeDtypeStructs.
       batch_sharding: how a global batch lies on the mesh.
+      num_classes: what samples can be asked for; 0: nothing.
       state_shape: the state as ShapeDtypeStructs with their shardings.
     """
 
@@ -33,6 +34,7 @@ class Program:
             (`jax.experimental.topologies`) can be lowered and compiled, not run.
         """
         self.config, self.method = config, method
+        self.num_classes = method.num_classes or config.data.num_classes
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_divides(config.batch_size, self.mesh, 'batch_size')
         part = config.batch_size // config.accumulate
@@ -186,7 +188,7 @@ class Program:
             name: np.full(len(indices), value, np.int32 if isinstance(value, int) else np.float32)
             for name, value in sample.knobs.items()
         }
-        if classes := self.config.data.num_classes:
+        if classes := self.num_classes:
             labels = (
                 indices % classes if sample.label == -1 else np.full_like(indices, sample.label)
             )

@@ -26,6 +26,7 @@ FREE = (
     'sampler',
     'eval',
     'edit',
+    'guide',
     'likelihood',
     'mesh',
     'data.eval_split',

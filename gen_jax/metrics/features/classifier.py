@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
@@ -28,7 +27,15 @@ from safetensors.numpy import save as to_bytes
 
 from gen_jax.config import nearest, require
 from gen_jax.errors import UserError
-from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
+from gen_jax.method import (
+    Method,
+    Net,
+    check_batch,
+    descend,
+    optimizer,
+    optimizer_defaults,
+    recognised,
+)
 
 # What a file must say of its network; the rest of its metadata is for people.
 DESCRIBES = ('image_size', 'channels', 'classes', 'widths', 'features')
@@ -148,7 +155,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
             x, label, key = seen
             rngs = {'dropout': key}
             logits = module.apply({'params': params}, x, train=True, rngs=rngs)['logits']
-            terms = jax.tree.map(jnp.mean, _judge(logits, label))
+            terms = jax.tree.map(jnp.mean, recognised(logits, label))
             return terms.pop('cross_entropy'), (extra, terms)
 
         seen = x, batch['label'], dropout_key
@@ -159,7 +166,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         del keys
         check_batch(batch, data.image_size, data.channels)
         logits = module.apply(state.net.variables(ema=True), batch['image'])['logits']
-        return _judge(logits, batch['label'])
+        return recognised(logits, batch['label'])
 
     return Method(init, train_step, evaluate_step=evaluate_step)
 
@@ -264,11 +271,3 @@ def _check_tensors(module: Classifier, metadata: dict, tensors: dict, path: Path
                 f'{path} holds another network: {name} is {have} where its metadata make it '
                 f'{expected}: {MEND}'
             )
-
-
-def _judge(logits: jax.Array, label: jax.Array) -> dict:
-    """Logits [b, k] and labels [b] -> accuracy [b], 0 or 1, and cross_entropy [b], nats."""
-    return {
-        'accuracy': (jnp.argmax(logits, -1) == label).astype(jnp.float32),
-        'cross_entropy': optax.softmax_cross_entropy_with_integer_labels(logits, label),
-    }

@@ -1,0 +1,88 @@
+"""`config.guide`: another trained run that guides what --mode=sample, evaluate and edit make.
+
+What it does to samples is said in gen_jax/diffusion/guides.py; its state is read by sample.load.
+"""
+
+from pathlib import Path
+
+import ml_collections
+
+from gen_jax.config import create, default, guided_by, method_module, nearest
+from gen_jax.errors import UserError, in_one_line
+from gen_jax.method import Method
+from gen_jax.runtime import workdir
+
+
+def method(config: ml_collections.ConfigDict) -> Method:
+    """The method of a config, guided where `config.guide` names a run.
+
+    Raises:
+      UserError: as `create`; there is no such run, or it cannot guide this model.
+    """
+    return create(config, create(read(config)) if guided_by(config) else None)
+
+
+def read(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config of the run that `config.guide` names, as a guide's.
+
+    Raises:
+      UserError: there is no such run, or it cannot guide this model.
+    """
+    path = Path(guided_by(config)) / 'config.json'
+    if not path.is_file():
+        raise UserError(f'{_named(config)}: expected the folder of a trained run, with config.json')
+    guide = _parsed(path)
+    _check_fit(config, guide)
+    if 'sampler' in guide:
+        # Estimates are guided by label alike, and clipped together.
+        free = guide.diffusion.label_dropout > 0
+        guide.sampler.guidance_interval = config.sampler.guidance_interval if free else ()
+        guide.sampler.clip = False
+    return guide
+
+
+def _named(config) -> str:
+    return f'config.guide.workdir={guided_by(config)!r}'
+
+
+def _parsed(path: Path) -> ml_collections.ConfigDict:
+    """A run's config, with defaults for what there was not when it was trained."""
+    flat = workdir.read_json(path)
+    try:
+        choices = getattr(method_module(flat['method']), 'CHOICES', ())
+        config = default(flat['method'], **{name: flat[name] for name in choices})
+        known = workdir.flat(config)
+        config.update_from_flattened_dict(flat)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{path} is no config of this version ({in_one_line(error)}): expected what '
+            '--mode=train leaves'
+        ) from None
+    if unknown := [name for name in flat if name not in known]:
+        raise UserError(f'{path}: unknown field config.{unknown[0]}{nearest(unknown[0], known)}')
+    return config
+
+
+def _check_fit(config, guide) -> None:
+    """Raises UserError where a guide knows other images, noise, times or classes than the model."""
+    module = method_module(config.method)
+    if guide.method not in module.GUIDES:
+        raise UserError(
+            f'{_named(config)} is of config.method={guide.method!r}: expected a run of '
+            f'{" or ".join(module.GUIDES)}, which can guide {config.method}'
+        )
+    shared = [('data', 'image_size'), ('data', 'channels')]
+    for part, field in (*shared, *(('diffusion', field) for field in module.PROCESS)):
+        have, want = (workdir.plain(x[part])[field] for x in (guide, config))
+        if have != want:
+            raise UserError(
+                f'{_named(config)} has config.{part}.{field}={have!r}: expected {want!r} as this '
+                'model has, for both to see the same noised images; train a guide with it'
+            )
+    have, want = guide.data.num_classes, config.data.num_classes
+    classifies = guide.method != config.method
+    if have != want and not (classifies and not want) and not (have == 0 and not classifies):
+        raise UserError(
+            f'{_named(config)} has config.data.num_classes={have}: expected {want}, the classes '
+            'that this model is told'
+        )
