@@ -4,8 +4,9 @@
     python main.py --config=configs/adm_classifier_imagenet.py:at_256
 
 Networks as the flags in the authors' README have them, given there for 128x128
-(github.com/openai/guided-diffusion); batches, steps, weight decay and learning rates as in the
-paper's appendix:
+(github.com/openai/guided-diffusion). Batches, steps, weight decay and learning rates are said to be
+those of the paper's appendix; the learning rate, weight decay and steps at 256x256 agree with
+others' training scripts, the rest we could not look up:
 
     variant  parameters   steps    batch
     (none)   65,438,568   300,000   1024
