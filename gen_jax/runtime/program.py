@@ -20,7 +20,6 @@ class Program:
       config, method, mesh: as given.
       batch_spec: the least that a global batch holds, as ShapeDtypeStructs.
       batch_sharding: how a global batch lies on the mesh.
-      num_classes: what samples can be asked for; 0: nothing.
       state_shape: the state as ShapeDtypeStructs with their shardings.
     """
 
@@ -34,7 +33,6 @@ class Program:
             (`jax.experimental.topologies`) can be lowered and compiled, not run.
         """
         self.config, self.method = config, method
-        self.num_classes = method.num_classes or config.data.num_classes
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_divides(config.batch_size, self.mesh, 'batch_size')
         part = config.batch_size // config.accumulate
@@ -90,6 +88,11 @@ class Program:
             in_shardings=(placed, split, split, split),
             out_shardings=split,
         )
+
+    @property
+    def num_classes(self) -> int:
+        """What samples can be asked for; 0: nothing."""
+        return self.method.num_classes or self.config.data.num_classes
 
     @functools.cached_property
     def reader(self) -> tuple[int, int]:
