@@ -6,7 +6,8 @@ The expectations are typed from the authors' files, in their own terms, and not 
            configs/{vp,subvp,ve}/cifar10_*_continuous.py
   karras   github.com/NVlabs/edm at 008a4e5, README.md ("Training new models") and train.py
   dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, steps and learning
-           rates from the paper (appendix I), for classifiers their weight decay too
+           rates from the paper (appendix I); of the classifiers these and their weight decay are
+           from memory of it and from others' training scripts, see the config
   liu      github.com/gnobitab/RectifiedFlow at 5a1fd4d,
            ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py
   tong     github.com/atong01/conditional-flow-matching at cacd4dc, examples/images/cifar10

@@ -113,7 +113,7 @@ def create(config, guide: Method | None = None) -> Method:
     num_classes = data.num_classes
     model = Model.from_config(config)
     process, T = model.process, len(model.process.tau)
-    steered = guides.steering(config, guide, model.level)
+    steered = guides.steering(config, guide, model.process.level)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -123,7 +123,7 @@ def create(config, guide: Method | None = None) -> Method:
 
     def estimate(state, x_t, t, condition) -> bound.Estimate:
         raw = partial(model.raw, guides.own(state).net.variables(ema=True))
-        found = model.estimate(guided(config, raw, model.level, x_t, t, condition), x_t, t)
+        found = model.estimate(guided(config, raw, model.process.level, x_t, t, condition), x_t, t)
         return found._replace(x_0=steered(found.x_0, state, x_t, t, condition))
 
     def denoise(state, x_t, t, condition):
@@ -200,10 +200,6 @@ class Model(NamedTuple):
         process, prediction = discrete.process(diffusion), predictions.PREDICTIONS[name]
         return cls(network, process, prediction, name == 'eps', learned, diffusion.told)
 
-    def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
-        return self.process.level(t)
-
     def raw(self, variables: dict, x_t, t, label, **options) -> jax.Array:
         """All that the network says, [n, h, w, c or 2c]."""
         told = discrete.time(self.told, len(self.process.tau), t)
@@ -218,7 +214,7 @@ class Model(NamedTuple):
 
     def estimate(self, raw: jax.Array, x_t, t, clip: bool = False) -> bound.Estimate:
         """All that `raw` says; with `clip`, of x_0 what lies in [-1, 1]."""
-        (f, share), (alpha, sigma) = self.split(raw), self.level(t)
+        (f, share), (alpha, sigma) = self.split(raw), self.process.level(t)
         x_0 = self.prediction.x_0(f, x_t, alpha, sigma)
         # Not computed back where it was said: near x_0 that loses digits.
         eps = f if self.eps else predictions.noise(x_t, x_0, alpha, sigma)
@@ -246,7 +242,7 @@ def make_train_step(config, model: Model) -> Callable:
         key_t, key_eps, key_label, key_dropout = jax.random.split(key, 4)
         t, counts = draw_times(key_t, state.net.extra.get('times'), len(x_0))
         eps = jax.random.normal(key_eps, x_0.shape)
-        alpha, sigma = model.level(t)
+        alpha, sigma = model.process.level(t)
         x_t = alpha * x_0 + sigma * eps
         if diffusion.label_dropout > 0:
             label = hide(key_label, label, diffusion.label_dropout, num_classes)
@@ -280,7 +276,7 @@ def make_objective(diffusion, model: Model) -> Callable:
     per_bit = len(model.process.tau) / np.log(2)
 
     def objective(raw, x_0, x_t, t, eps):
-        (f, share), level = model.split(raw), model.level(t)
+        (f, share), level = model.split(raw), model.process.level(t)
         target = model.prediction.target(x_0, eps, *level)
         simple = weight(t)[:, None, None, None] * (target - f) ** 2  # eq. 14
         if diffusion.loss == 'simple':

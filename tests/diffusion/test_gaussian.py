@@ -316,7 +316,7 @@ def test_what_is_said_of_x_t_is_the_image_and_the_noise(prediction, zero_snr):
     rng = np.random.default_rng(0)
     x_0, eps = rng.standard_normal((2, B, 4, 4, 1)).astype(np.float32)
     t = jnp.int32([0, 4, 11, 19])
-    level = model.level(t)
+    level = model.process.level(t)
     x_t = level[0] * x_0 + level[1] * eps
     got = model.estimate(model.prediction.target(x_0, eps, *level), x_t, t)
     # Of x_T without any of x_0, even v says x_0.

@@ -123,7 +123,7 @@ def test_losses_and_their_gradients(name, loss):
     @jax.vmap
     def each(t, eps):
         times = jnp.full(len(X_0), t)
-        alpha, sigma = case.model.level(times)
+        alpha, sigma = case.model.process.level(times)
         x_t = alpha * X_0 + sigma * eps
 
         def total(raw):
