@@ -53,6 +53,18 @@ def compiled_once(tmp_path_factory):
     jax.config.update('jax_compilation_cache_dir', None)
 
 
+@pytest.fixture(scope='module')
+def small_network():
+    """Makes `default(METHOD, network='small')` known: what stands on networks compiles quickly."""
+    import small_network
+
+    from gen_jax.diffusion import networks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.NETWORKS, 'small', small_network)
+        yield
+
+
 @pytest.fixture
 def main(xla_cache):
     """Runs main.py in a process of its own: main(args...) -> CompletedProcess."""

@@ -210,6 +210,7 @@ def unet_flops(size, widths, blocks, attention, channels):
     return total + conv3(size, c, channels)
 
 
+@pytest.mark.slow
 def test_the_unet_of_the_paper_by_hand():
     program = made(load('ddpm_cifar10'), **{'batch_size': 2, 'sample.batch_size': 3})
     an_image = unet_flops(32, (128, 256, 256, 256), 2, (16,), 3)
@@ -352,6 +353,7 @@ def test_sampling_that_takes_for_ever_is_left_out():
 # Compiling, and memory.
 
 
+@pytest.mark.slow
 def test_the_cache_is_empty_then_filled_and_all_is_as_before(tmp_path):
     names = (
         'jax_enable_compilation_cache',
@@ -425,6 +427,7 @@ def check(report, parts):
         assert all(math.isfinite(x) and x > 0 for x in numbers), name
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_diffusion(quick, tmp_path, capsys):
     benchmark.run(small(), tmp_path)
     report = json.loads((tmp_path / 'benchmark.json').read_text())
@@ -443,6 +446,7 @@ def test_a_benchmark_of_diffusion(quick, tmp_path, capsys):
         assert words in told
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_a_gan_beside_a_run(quick, tmp_path):
     (tmp_path / 'config.json').write_text('{"method": "of another run"}')
     benchmark.run(load('dcgan_fashion_mnist', 'tiny'), tmp_path)
@@ -453,6 +457,7 @@ def test_a_benchmark_of_a_gan_beside_a_run(quick, tmp_path):
     assert (tmp_path / 'config.json').read_text() == '{"method": "of another run"}'
 
 
+@pytest.mark.slow
 def test_a_method_that_draws_nothing_is_timed_in_training(quick, tmp_path, capsys):
     config = load('classifier_digits', 'tiny')
     config.model.dtype = 'bfloat16'

@@ -90,6 +90,7 @@ def settings(folder):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_classifier_gives_an_unconditional_model_its_classes(runs, model):
     config = by(runs / 'classifier')
     sample.run(config, model)
@@ -118,6 +119,7 @@ def test_its_step_is_the_newest_or_the_one_that_is_named(runs, model):
     assert newest == second != first
 
 
+@pytest.mark.slow
 def test_numbers_of_a_guided_model_stand_apart(runs, model):
     metrics = {'eval__metrics': ('per_example', 'accuracy'), 'eval__network': 'digits'}
     config = by(runs / 'classifier', eval__n=8, **metrics)
@@ -143,6 +145,7 @@ def test_numbers_of_a_guided_model_stand_apart(runs, model):
     )
 
 
+@pytest.mark.slow
 def test_edits_are_of_the_class_that_the_image_shows(runs, model):
     changes = {'edit__task': 'vary', 'edit__n': 2, 'edit__results': 2}
     made = {}
@@ -158,6 +161,7 @@ def test_edits_are_of_the_class_that_the_image_shows(runs, model):
     assert labels.tolist() == [source[i]['label'] for i in (0, 0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['diffusion.gaussian', 'diffusion.continuous'])
 def test_a_model_is_guided_by_an_earlier_checkpoint_of_itself(tmp_path, method):
     """Limited to the same noise as the model is, and clipped with it."""

@@ -55,6 +55,7 @@ def trained(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_fid_is_that_of_the_samples_and_says_where_it_comes_from(trained):
     evaluate.run(small(), trained)
     rows = report(trained)
@@ -82,6 +83,7 @@ def test_fid_is_that_of_the_samples_and_says_where_it_comes_from(trained):
     assert (row['step'], row['seed'], row['ema']) == (6, 0, True)
 
 
+@pytest.mark.slow
 def test_numbers_of_the_same_state_stay_and_others_go(trained):
     evaluate.run(small(**{'eval.metrics': ('fid',)}), trained)
     first = report(trained)
@@ -93,6 +95,7 @@ def test_numbers_of_the_same_state_stay_and_others_go(trained):
     assert list(report(trained)) == ['accuracy_digits']
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(trained, monkeypatch):
     evaluate.run(small(), trained)
     whole = report(trained)
@@ -112,6 +115,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(trained, monke
     assert report(trained) == whole
 
 
+@pytest.mark.slow
 def test_parts_of_any_length_and_of_a_killed_run_are_read(trained):
     config = small(**{'eval.metrics': ('fid',)})
     evaluate.run(config, trained)
@@ -127,6 +131,7 @@ def test_parts_of_any_length_and_of_a_killed_run_are_read(trained):
     assert report(trained)['fid_digits']['value'] == whole['fid_digits']['value']
 
 
+@pytest.mark.slow
 def test_samples_of_another_training_are_not_judged(trained):
     evaluate.run(small(), trained)
     (out,) = (trained / 'samples').glob('at_step_*')
@@ -187,6 +192,7 @@ def test_the_highest_may_be_the_best(tmp_path):
     assert best['value'] == max(line['elbo'] for line in lines if 'log_likelihood' in line)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_evaluates_like_one_that_never_stopped(tmp_path):
     best = {'eval.best': 'lowest fid_digits'}
     train.run(in_training(**best), tmp_path / 'whole')
@@ -267,6 +273,7 @@ def test_too_few_samples_are_told_beforehand():
         judge.Judge(Program(config, create(config)), config.eval.metrics, 9)
 
 
+@pytest.mark.slow
 def test_a_best_of_other_settings_is_not_compared(tmp_path):
     train.run(in_training(**{'eval.best': 'lowest fid_digits'}), tmp_path)
     shutil.rmtree(tmp_path / 'checkpoints/6')

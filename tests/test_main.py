@@ -47,37 +47,43 @@ def test_help_is_readable_and_short(main):
     assert len(done.stdout.splitlines()) < 40
 
 
+# Of many a kind; each takes a process of its own.
+MISTAKES = [
+    (['--mode=trainn'], 'train|sample|evaluate|inspect'),
+    (['--config.data.sorce=x'], 'source'),
+    (['--config.data.image_size=9'], 'multiple of 2'),
+    (['--config.mesh.fsdp=2'], 'there are 1'),
+    (['--mode=sample', '--workdir=/no/such/run'], 'train first'),
+    (['oops'], "'oops'"),
+    ([f'--config={ROOT}/README.md'], 'README.md'),
+]
+MORE_MISTAKES = [
+    (['--config=missing.py'], 'missing.py'),
+    ([f'{DIGITS[:-4]}tinny'], "did you mean 'tiny'"),
+    (['--config.batchsize=3'], 'batch_size'),
+    (['--config.batch_size=many'], "'many'"),
+    (['--config.data.channels=3'], 'set config.data.channels=1'),
+    (['--config.data.num_classes=9'], 'has 10 classes'),
+    (['--config.data.source=digit'], "did you mean 'digits'"),
+    (['--config.data.source=folder:/no/such/folder'], '/no/such/folder'),
+    (['--config.sampler.name=ddin'], "did you mean 'ddim'"),
+    (['--config.batch_size=0'], 'config.batch_size=0'),
+    (['--workdir=/proc/nowhere'], '/proc/nowhere'),
+    (['--batch=3'], "'batch'"),
+    (['--step=3'], '--step'),
+    (['--processes=2', '--process=0'], '--coordinator'),
+    (['--config.seed=-1'], 'config.seed=-1'),
+    (['--config.method=diffusion.unet'], 'is not a method'),
+    (['--config.optimizer.decay_steps=50'], 'optimizer.warmup=100'),
+    (['--config.optimizer.clip=-1'], 'config.optimizer.clip=-1.0'),
+    (['--config.mesh.rules=(1,)'], 'config.mesh.rules'),
+    (['--config.init_from=/no/such/weights'], '/no/such/weights/config.json'),
+]
+
+
 @pytest.mark.parametrize(
     ('args', 'says'),
-    [
-        (['--mode=trainn'], 'train|sample|evaluate|inspect'),
-        (['--config=missing.py'], 'missing.py'),
-        ([f'{DIGITS[:-4]}tinny'], "did you mean 'tiny'"),
-        (['--config.batchsize=3'], 'batch_size'),
-        (['--config.data.sorce=x'], 'source'),
-        (['--config.batch_size=many'], "'many'"),
-        (['--config.data.image_size=9'], 'multiple of 2'),
-        (['--config.data.channels=3'], 'set config.data.channels=1'),
-        (['--config.data.num_classes=9'], 'has 10 classes'),
-        (['--config.data.source=digit'], "did you mean 'digits'"),
-        (['--config.data.source=folder:/no/such/folder'], '/no/such/folder'),
-        (['--config.sampler.name=ddin'], "did you mean 'ddim'"),
-        (['--config.batch_size=0'], 'config.batch_size=0'),
-        (['--config.mesh.fsdp=2'], 'there are 1'),
-        (['--workdir=/proc/nowhere'], '/proc/nowhere'),
-        (['--mode=sample', '--workdir=/no/such/run'], 'train first'),
-        (['--batch=3'], "'batch'"),
-        (['oops'], "'oops'"),
-        (['--step=3'], '--step'),
-        (['--processes=2', '--process=0'], '--coordinator'),
-        (['--config.seed=-1'], 'config.seed=-1'),
-        (['--config.method=diffusion.unet'], 'is not a method'),
-        (['--config.optimizer.decay_steps=50'], 'optimizer.warmup=100'),
-        (['--config.optimizer.clip=-1'], 'config.optimizer.clip=-1.0'),
-        (['--config.mesh.rules=(1,)'], 'config.mesh.rules'),
-        (['--config.init_from=/no/such/weights'], '/no/such/weights/config.json'),
-        ([f'--config={ROOT}/README.md'], 'README.md'),
-    ],
+    [*MISTAKES, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_MISTAKES)],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(main, tmp_path, args, says):
     assert says in refusal(main(*args, cwd=tmp_path))

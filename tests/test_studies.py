@@ -211,6 +211,7 @@ def features(split):
     return extractor()(np.stack([source[i]['image'] for i in range(len(source))]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', [1.0, 2.0])
 def test_a_row_holds_the_samples_of_its_config_and_their_worth(study, trained, scale):
     changes = {'sampler.name': 'ddim', 'sample.knobs.steps': 3, 'sample.knobs.guidance': scale}
@@ -229,6 +230,7 @@ def test_a_row_holds_the_samples_of_its_config_and_their_worth(study, trained, s
     assert row['accuracy_digits'] == pytest.approx(right.mean())
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_with_the_samples_it_has(study, trained, monkeypatch):
     changes = {'sampler.name': 'ddim', 'sample.knobs.steps': 2}
     row = study.row('a', changes, dict)
@@ -244,6 +246,7 @@ def test_a_stopped_study_goes_on_with_the_samples_it_has(study, trained, monkeyp
     assert again.row('a', changes, dict) == row
 
 
+@pytest.mark.slow
 def test_real_images_are_worth_more_than_an_untrained_network(study):
     real = study.worth.real()
     row = study.row('a', {'sampler.name': 'ddim', 'sample.knobs.steps': 2}, dict)
@@ -256,6 +259,7 @@ def test_real_images_are_worth_more_than_an_untrained_network(study):
     assert real['recall_digits'] == expected['recall']
 
 
+@pytest.mark.slow
 def test_a_sampler_converges_to_the_exact_solution_with_its_order(study):
     draws = samplers.planned(study, 'adaptive_1e-2')
     samplers.run(study, draws, samplers.noiseless(study, 'ddim', (40, 80, 160)), 4)
@@ -291,6 +295,7 @@ def test_what_cannot_be_guided_is_told():
     assert 'guidance_interval=(3.0, 1.0)' in Planned(small()).misfit(other.changes)
 
 
+@pytest.mark.slow
 def test_guidance_is_measured_and_told(study):
     study.config.sampler.name, study.config.sample.knobs.steps = 'ddim', 2
     draws = guidance.planned(['plain', 'rescale'], (1.0, 3.0), (0.2, 3.0), 0.7)

@@ -72,6 +72,7 @@ def test_resumed_equals_uninterrupted(tmp_path, capsys):
     assert fingerprint(capsys) == whole
 
 
+@pytest.mark.slow
 def test_the_seed_changes_the_run(tmp_path, capsys):
     train.run(small(), tmp_path / 'a')
     first = fingerprint(capsys)
@@ -79,6 +80,7 @@ def test_the_seed_changes_the_run(tmp_path, capsys):
     assert fingerprint(capsys) != first
 
 
+@pytest.mark.slow
 def test_how_often_one_logs_draws_and_saves_changes_nothing(tmp_path, capsys):
     train.run(small(), tmp_path / 'a')
     first = fingerprint(capsys)
@@ -86,6 +88,7 @@ def test_how_often_one_logs_draws_and_saves_changes_nothing(tmp_path, capsys):
     assert fingerprint(capsys) == first
 
 
+@pytest.mark.slow
 def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, capsys):
     train.run(small(steps=3), tmp_path)
     good = fingerprint(capsys)
@@ -216,6 +219,7 @@ def test_weights_can_only_be_imported_where_they_fit(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_published_weights_are_sampled_without_training(tmp_path):
     config = default('diffusion.gaussian')
     config.update_from_flattened_dict(

@@ -275,6 +275,7 @@ def test_a_wrong_image_is_told():
             call(batch_of(2, channels=3))
 
 
+@pytest.mark.slow
 def test_config_of_fashion_mnist():
     get_config = runpy.run_path('configs/vae_fashion_mnist.py')['get_config']
     house.validate(get_config())

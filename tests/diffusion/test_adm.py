@@ -158,6 +158,7 @@ def gradients(net, *args):
     return jax.jit(jax.grad(loss))(variables(net, *args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'net',
     [
@@ -202,6 +203,7 @@ def test_bfloat16_computes_roughly_the_same_in_float32_out():
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((y, init)))
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_the_same():
     x, t = image(size=2), jnp.float32([3, 500])
     net = small(multipliers=(1,), attention=())

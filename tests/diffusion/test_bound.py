@@ -71,6 +71,7 @@ def test_decoder_stays_finite_and_keeps_gradients_far_away():
         assert np.sign(grad) == -np.sign(mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('variance', 'gap'), [('fixed_large', 0.2), ('fixed_small', 1.0)])
 def test_exact_denoiser_of_gaussian_data(variance, gap):
     """With E[x_0 | x_t] of N(0, S^2) data every term is known, and all are near the entropy."""

@@ -10,6 +10,7 @@ from gen_jax.diffusion import continuous, networks
 from gen_jax.errors import UserError
 from gen_jax.runtime.program import Program
 
+pytestmark = pytest.mark.usefixtures('small_network')
 B = 4
 FLOW = {
     'diffusion.process': 'flow',
@@ -60,19 +61,13 @@ KINDS = {
         'sample.knobs.snr': 0.16,
     },
 }
-SLOW = ('vp', 've', 'sub_vp', 'cosine', 'ladder')  # enough are left
 
 
 def config(**changes):
-    """A net of a few thousand parameters; `data__num_classes=3` sets config.data.num_classes."""
-    config = default('diffusion.continuous')
+    """A net of a few hundred parameters; `data__num_classes=3` sets config.data.num_classes."""
+    config = default('diffusion.continuous', network='small')
     small = {
         'data.image_size': 4,
-        'model.channels': 8,
-        'model.multipliers': (1,),
-        'model.attention': (),
-        'model.groups': 4,
-        'model.dropout': 0.0,
         'optimizer.warmup': 0,
         'sample.knobs.steps': 4,
         'sampler.name': 'ddim',
@@ -102,12 +97,10 @@ def randomised(method):
     return shapes.replace(net=shapes.net.replace(params=params, ema=params))
 
 
-@pytest.mark.parametrize(
-    'kind', [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in KINDS]
-)
+@pytest.mark.parametrize('kind', KINDS)
 def test_training_lowers_the_loss_and_samples_are_images(kind):
-    chosen = config(**KINDS[kind])
-    method = continuous.create(chosen)
+    wide = {'model.channels': 64, 'optimizer.learning_rate': 1e-2}
+    method = continuous.create(config(**KINDS[kind] | wide))
     state = jax.jit(method.init)(jax.random.key(0), batch())
     step = jax.jit(method.train_step)
     found = []
@@ -221,6 +214,7 @@ def test_optimal_pairing_shortens_the_way_from_image_to_noise(monkeypatch):
     assert min(each) < 0.99 * each[0]
 
 
+@pytest.mark.slow
 def test_augmentation_is_told_in_training_and_none_is_asked_for_after():
     chosen = default('diffusion.continuous', network='song')
     small = {'model.channels': 8, 'model.multipliers': (1,), 'model.attention': ()}
@@ -443,9 +437,8 @@ def test_what_cannot_be_is_told_in_one_line(changes, says):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    'dequantisation', ['uniform', pytest.param('none', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('dequantisation', ['uniform', 'none'])
 def test_evaluation_gives_bits_per_dim(dequantisation):
     """Of a network that knows nothing: with outputs of 0 the model is a Gaussian."""
     options = {'divergence': 'exact', 'dequantisation': dequantisation, 'tolerance': 1e-4}

@@ -13,6 +13,7 @@ from gen_jax.diffusion.schedules import DiscreteProcess, Trajectory, linear_beta
 from gen_jax.errors import UserError
 from gen_jax.method import Method
 
+pytestmark = pytest.mark.usefixtures('small_network')
 B, T = 4, 20
 PROCESS = DiscreteProcess.from_betas(linear_betas(100, 1e-3, 0.2))
 STD, BLUR = 0.6, 0.4  # of the images' values, and of what a label says of them
@@ -21,14 +22,10 @@ MEANS = jnp.float32([-0.5, 0.8])  # what the labels say
 
 def small(method='diffusion.gaussian', **changes):
     """A model of 4x4 images; `data__num_classes=3` sets config.data.num_classes."""
-    config = default(method)
+    config = default(method, network='small')
     config.update_from_flattened_dict(
         {
             'data.image_size': 4,
-            'model.channels': 8,
-            'model.multipliers': (1,),
-            'model.attention': (),
-            'model.groups': 4,
             'sampler.clip': False,
             'sample.knobs.steps': 3,
         }
@@ -154,7 +151,8 @@ def test_autoguidance_by_itself_changes_nothing_nor_does_none(method):
     guided = by(small(method, **free), plain)
     want = jax.jit(plain.sample_step)(keys(B), good, full(0.0))
     sample = jax.jit(guided.sample_step)
-    np.testing.assert_allclose(sample(keys(B), Guided(good, bad), full(0.0)), want, atol=1e-6)
+    # Another program rounds otherwise, at values of x_T of up to 80.
+    np.testing.assert_allclose(sample(keys(B), Guided(good, bad), full(0.0)), want, atol=1e-4)
     np.testing.assert_allclose(sample(keys(B), Guided(good, good), full(3.0)), want, atol=1e-4)
     assert np.abs(sample(keys(B), Guided(good, bad), full(3.0)) - want).max() > 0.01
     # Who is not guided does not notice that another is.
@@ -163,6 +161,7 @@ def test_autoguidance_by_itself_changes_nothing_nor_does_none(method):
     np.testing.assert_allclose(np.delete(got, 1, 0), np.delete(want, 1, 0), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('clip', [False, True])
 def test_a_classifiers_gradient_is_added_to_what_was_clipped(clip):
     """Dhariwal and Nichol 2021, Algorithm 2, written by x_0; the model knows no classes."""

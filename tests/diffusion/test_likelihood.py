@@ -97,6 +97,7 @@ def test_gaussian(name):
     np.testing.assert_allclose(found, data, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_probes_have_no_bias_and_more_of_them_less_spread():
     process, n = PROCESSES['flow'], 400
     image = np.repeat(images(1), n, 0)

@@ -64,6 +64,7 @@ def test_probabilities_of_the_labels_sum_to_1():
     assert method().sample_step is method().denoise is None
 
 
+@pytest.mark.slow
 def test_the_gradient_that_guides_is_each_samples_own():
     state, t = randomised(method()), jnp.arange(B, dtype=jnp.int32)
 
@@ -75,6 +76,7 @@ def test_the_gradient_that_guides_is_each_samples_own():
     assert np.abs(gradient[1:]).max() == 0
 
 
+@pytest.mark.slow
 def test_evaluate_judges_what_was_noised_by_its_own_keys():
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, at a t of 0 .. T - 1."""
     state = randomised(method())
@@ -91,6 +93,7 @@ def test_evaluate_judges_what_was_noised_by_its_own_keys():
         assert found['accuracy'][i] == (np.argmax(np.ravel(each)) == label)
 
 
+@pytest.mark.slow
 def test_a_step_learns_the_labels_of_noised_images():
     state = method().init(jax.random.key(0), batch())
     after, metrics = jax.jit(method().train_step)(jax.random.key(1), state, batch())

@@ -73,6 +73,7 @@ def test_samples_take_steps_of_their_own_and_conditions_stay_with_theirs():
     assert alike[1][0] == steps[0]
 
 
+@pytest.mark.slow
 def test_the_network_is_called_for_all_samples_at_once_as_often_as_told():
     process, seen = PROCESSES['flow'], []
     path = Path(process, jnp.zeros(2, jnp.int32), 'linear')

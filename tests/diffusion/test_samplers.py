@@ -49,6 +49,7 @@ def run_ddim(n, eta, steps=T, spacing='linear'):
     return run(samplers.ddim, [steps] * n, jnp.full(n, eta), spacing=spacing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'x'),
     [

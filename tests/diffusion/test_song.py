@@ -87,6 +87,7 @@ def test_frequencies_are_kept_but_not_trained():
     assert np.abs(kernel - fresh['params']['embedding']['linear_1']['kernel']).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'changes',
     [RICH, pytest.param({**RICH, 'encoder': 'residual'}, marks=pytest.mark.slow)],
@@ -116,6 +117,7 @@ def test_sigma_is_a_logarithm_inside_and_a_divisor_outside():
     np.testing.assert_allclose(ours, want, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('shape', 'changes'),
     [
@@ -147,6 +149,7 @@ def test_examples_do_not_mix_and_time_and_dropout_matter():
     assert np.abs(drops[0] - drops[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_roughly_the_same_in_float32_out():
     x, t = image(h=4, w=4), jnp.float32([0.3, 40])
     params = variables(small(**RICH), x)

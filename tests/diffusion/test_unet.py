@@ -81,6 +81,7 @@ def test_examples_do_not_mix():
     np.testing.assert_allclose(apply(params, x, t)[1:2], apply(params, x[1:2], t[1:2]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_time_label_and_dropout_matter():
     net, x, zeros = small(num_classes=3), image(), jnp.zeros(2, jnp.int32)
     params = variables(net, x, zeros)
@@ -98,6 +99,7 @@ def test_time_label_and_dropout_matter():
     np.testing.assert_allclose(runs[0], apply(params, x, jnp.zeros(2), zeros), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient():
     net, x, label = small(num_classes=2, dropout=0.0), image(), jnp.arange(2)
     params = variables(net, x, label)
@@ -108,6 +110,7 @@ def test_every_parameter_has_a_gradient():
         assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_roughly_the_same_in_float32_out():
     x, t = image(), jnp.float32([3, 700])
     params = variables(small(), x)
@@ -143,6 +146,7 @@ def test_mistakes_are_named(field, value, says):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['norms', 'blocks'])
 def test_what_is_computed_again_is_the_same(remat):
     x, t = image(size=4), jnp.float32([3, 500])

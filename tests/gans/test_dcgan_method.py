@@ -155,6 +155,7 @@ def test_the_generator_plays_against_the_new_discriminator():
     assert abs(metrics['g_loss'] - stale['g_loss']) > 1e-4
 
 
+@pytest.mark.slow
 def test_discriminator_learns_at_its_own_rate():
     """Adam's first step is the rate times a sign, whatever the gradient."""
     moved = []
@@ -171,6 +172,7 @@ def test_discriminator_learns_at_its_own_rate():
     np.testing.assert_allclose(moved, [(2e-4, 2e-4), (2e-4, 6e-4)], rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ema_decay', [0.9, 0.0])
 def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay):
     method, state = start(ema_decay=ema_decay)

@@ -100,6 +100,7 @@ def edm(net, classes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_agrees_with_the_reference(name):
     case = Recorded(name)

@@ -160,6 +160,7 @@ def parameters(net, size):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'total', 'fixed'),
     [

@@ -9,16 +9,10 @@ import pytest
 from gen_jax.config import create, default
 from gen_jax.runtime.program import Program
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
+pytestmark = pytest.mark.usefixtures('compiled_once', 'small_network')
 
 SMALL = {
-    'diffusion.gaussian': {
-        'model.channels': 8,
-        'model.multipliers': (1,),
-        'model.attention': (),
-        'model.dropout': 0.0,
-        'sample.knobs.steps': 2,
-    },
+    'diffusion.gaussian': {'sample.knobs.steps': 2},
     'autoencoders.vae': {
         'model.channels': 4,
         'model.multipliers': (1,),
@@ -28,12 +22,13 @@ SMALL = {
     'gans.dcgan': {'data.image_size': 16, 'model.width': 4},
     'metrics.features.classifier': {'data.num_classes': 10, 'model.widths': (4,)},
 }
+NETWORK = {'diffusion.gaussian': {'network': 'small'}}
 METHODS = pytest.mark.parametrize('method', SMALL)
 
 
 @functools.cache
 def program(method, **changes):
-    config = default(method)
+    config = default(method, **NETWORK.get(method, {}))
     small = {'batch_size': 8, 'sample.batch_size': 4, **SMALL[method], **changes}
     config.update_from_flattened_dict(small)
     return Program(config, create(config))
@@ -61,6 +56,7 @@ def test_a_step_writes_the_state_where_it_was(method):
     assert made.lower_train().compile().memory_analysis().alias_size_in_bytes == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [name for name in SMALL if name != 'gans.dcgan'])
 def test_a_batch_in_parts_makes_the_same_step(method):
     whole, parts = program(method), program(method, accumulate=2)
@@ -73,6 +69,7 @@ def test_a_batch_in_parts_makes_the_same_step(method):
     assert_close(b.net.opt_state, a.net.opt_state, 1e-3, 1e-7)
 
 
+@pytest.mark.slow
 def test_batch_statistics_pass_from_part_to_part():
     whole, parts = program('gans.dcgan'), program('gans.dcgan', accumulate=2)
     (batch,) = batches(whole, 1)
@@ -85,6 +82,7 @@ def test_batch_statistics_pass_from_part_to_part():
     np.testing.assert_allclose(moved, (1 - 0.9**4) / (1 - 0.9**2), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_parts_need_less_memory():
     # So wide that activations, not parameters, fill the memory.
     wide = {'data.image_size': 16, 'batch_size': 32}
@@ -125,6 +123,7 @@ def test_a_part_that_the_mesh_cannot_split_is_told_in_one_line(main, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [name for name in SMALL if name != 'diffusion.gaussian'])
 def test_half_precision_computes_what_single_does_and_keeps_its_parameters(method):
     single, half = program(method), program(method, **{'model.dtype': 'bfloat16'})
