@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.gans import biggan, resnet
-from gen_jax.gans.layers import power_iteration
 from gen_jax.interop.tensors import to_variables
 
 # Our modules under the reference's names; numbered ones are below.
@@ -113,10 +112,12 @@ def from_biggan(
     tensors = {name: np.asarray(x) for name, x in tensors.items()}
     for name in [name for name in tensors if name.endswith('.u0')]:
         module, u = name.removesuffix('.u0'), tensors.pop(name).ravel()
-        weight = tensors.get(f'{module}.weight', np.zeros((len(u), 1), np.float32))
+        weight = tensors.get(f'{module}.weight', np.ones((len(u), 1), np.float32))
         W = np.moveaxis(weight, (1, 0), (-2, -1)).reshape(-1, len(u))  # [inputs, outputs]
-        u, v = power_iteration(jnp.asarray(W), jnp.asarray(u))
-        tensors |= {f'{module}.weight_u': np.asarray(u), f'{module}.weight_v': np.asarray(v)}
+        v = W @ u  # In NumPy: to compile a step for each shape takes longer.
+        v /= np.linalg.norm(v)
+        u = v @ W
+        tensors |= {f'{module}.weight_u': u / np.linalg.norm(u), f'{module}.weight_v': v}
     if isinstance(net, biggan.Generator) and not (net.shared_dim or net.hierarchical):
         # Embeddings of classes there, and here linear in one-hot vectors.
         gains = re.compile(r'blocks\..*\.(gain|bias)\.weight')

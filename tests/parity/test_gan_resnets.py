@@ -128,8 +128,13 @@ def results(case, side, variables):
     return first, second, step(net, after, x[:1], label[:1], False)[0]
 
 
-@pytest.mark.parametrize('side', ['g', 'd'])
-@pytest.mark.parametrize('name', CASES)
+def both_sides(name):
+    """Cases, of which the largest take long to compile."""
+    slow = [pytest.mark.slow] if name in ('biggan', 'biggan_deep') else []
+    return [pytest.param(name, side, marks=slow) for side in 'gd']
+
+
+@pytest.mark.parametrize(('name', 'side'), [case for name in CASES for case in both_sides(name)])
 def test_agrees_with_the_reference(name, side):
     case = Recorded(name)
     variables = case.read(side, case.weights(side))
@@ -142,3 +147,121 @@ def test_agrees_with_the_reference(name, side):
             worst = np.abs(y - want).max() / case.arrays[f'{side}0'].std()
             print('max diff / scale', worst)
             assert worst < 1e-4
+
+
+# Counted in StudioGAN's and the BigGAN authors' modules, as their configs and scripts make them.
+SNGAN = resnet.Generator(num_classes=10), resnet.Discriminator(num_classes=10)
+LARGE_G = {'num_classes': 1000, 'multipliers': (16, 16, 8, 4, 2, 1)}
+LARGE_D = {'num_classes': 1000, 'multipliers': (1, 2, 4, 8, 16, 16), 'halvings': 5}
+LARGER_D = LARGE_D | {'multipliers': (1, 2, 4, 8, 8, 16, 16), 'halvings': 6}
+AT_64 = {'attention': (64,)}
+WIDE = AT_64 | {'channels': 96}
+BIG = biggan.Generator(**LARGE_G | WIDE, latent_dim=120), resnet.Discriminator(**LARGE_D | WIDE)
+LARGER = (
+    biggan.Generator(**LARGE_G | WIDE | {'multipliers': (16, 16, 8, 8, 4, 2, 1)}, latent_dim=140),
+    resnet.Discriminator(**LARGER_D | WIDE),
+)
+DEEP = AT_64 | {'channels': 128}
+
+
+@pytest.mark.parametrize(
+    ('nets', 'size', 'totals'),
+    [
+        (SNGAN, 32, (4_304_387, 1_055_105)),
+        ((SNGAN[0], SNGAN[1].clone(head='auxiliary')), 32, (4_304_387, 1_055_105)),
+        (
+            (resnet.Generator(), resnet.Discriminator(spectral=False, batch_norm=True)),
+            32,
+            (4_276_739, 1_055_879),
+        ),
+        (
+            (SNGAN[0].clone(spectral=True, attention=(16,)), SNGAN[1].clone(attention=(16,))),
+            32,
+            (4_386_308, 1_075_586),
+        ),
+        (
+            (resnet.Generator(**LARGE_G), resnet.Discriminator(**LARGE_D)),
+            128,
+            (41_996_931, 39_443_137),
+        ),
+        (
+            (
+                resnet.Generator(**LARGE_G | AT_64, spectral=True),
+                resnet.Discriminator(**LARGE_D | AT_64),
+            ),
+            128,
+            (42_017_412, 39_448_258),
+        ),
+        (BIG, 128, (70_433_988, 87_982_370)),
+        (LARGER, 256, (82_235_844, 99_225_890)),
+        (
+            (
+                biggan.DeepGenerator(**LARGE_G | DEEP, latent_dim=128),
+                biggan.DeepDiscriminator(**LARGE_D | DEEP),
+            ),
+            128,
+            (50_244_484, 34_590_210),
+        ),
+    ],
+)
+def test_published_sizes(nets, size, totals):
+    generator, discriminator = nets
+    z, x = jnp.zeros((1, generator.latent_dim)), jnp.zeros((1, size, size, 3))
+    assert (count(generator, z), count(discriminator, x)) == totals
+
+
+def count(net, x):
+    """Parameters of a network; no memory."""
+    label = jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), x, label, train=False))
+    return sum(x.size for x in jax.tree.leaves(shapes['params']))
+
+
+def without(tensors, name):
+    del tensors[name]
+
+
+@pytest.mark.parametrize(
+    ('name', 'side', 'change', 'says'),
+    [
+        (
+            'sagan',
+            'g',
+            lambda x: without(x, 'linear0.weight_u'),
+            'lacks 1 tensors: linear0.weight_u',
+        ),
+        (
+            'sngan',
+            'd',
+            lambda x: without(x, 'blocks.1.0.conv2d1.weight_orig'),
+            'lacks 1 tensors: blo',
+        ),
+        ('sngan', 'g', lambda x: x.update(more=np.zeros(3)), 'beyond .*1 tensors: more'),
+        (
+            'biggan_cifar',
+            'd',
+            lambda x: without(x, 'embed.weight'),
+            'lacks 1 tensors: embed.weight',
+        ),
+        (
+            'biggan_cifar',
+            'g',
+            lambda x: x.update({'linear.bias': np.zeros(16)}),
+            r'other shapes .*linear.bias becomes \(16,\)',
+        ),
+    ],
+)
+def test_other_weights_are_refused(name, side, change, says):
+    case = Recorded(name)
+    tensors = case.weights(side)
+    change(tensors)
+    with pytest.raises(UserError, match=says) as error:
+        case.read(side, tensors)
+    assert str(error.value).startswith('a.pth ')
+    assert '\n' not in str(error.value)
+
+
+def test_what_torch_counts_beside_is_left_out():
+    case = Recorded('wgan_gp')
+    tensors = case.weights('g') | {'blocks.0.0.bn1.num_batches_tracked': np.int64(7)}
+    assert set(case.read('g', tensors)) == {'params', 'batch_stats'}
