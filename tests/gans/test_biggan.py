@@ -16,22 +16,10 @@ SMALL = {'channels': 8, 'multipliers': (2, 2, 1), 'latent_dim': 6, 'shared_dim':
 Z, LABEL = np.random.default_rng(0).standard_normal((2, 6), np.float32), jnp.int32([0, 2])
 
 
-def variables(net, *args):
-    """Random but for vectors, which are those of the weights."""
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), *args, train=False))
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(1)
-    made = tree.unflatten([0.4 * rng.standard_normal(x.shape, np.float32) for x in leaves])
-    stats = jax.tree.map(lambda x: jnp.abs(x) + 0.5, made.get('batch_stats', {}))
-    made = {**made, 'batch_stats': stats}
-    run = jax.jit(lambda made: net.apply(made, *args, train=True, mutable=[*made]))
-    return {**made, 'spectral': run(made)[1]['spectral']}
-
-
-def test_each_part_of_z_comes_in_at_its_place():
+def test_each_part_of_z_comes_in_at_its_place(random_variables):
     """Statistics before a block know nothing of the parts of z that come later."""
     net = Generator(**SMALL, num_classes=3)
-    given = variables(net, Z, LABEL)
+    given = random_variables(net, Z, LABEL)
 
     @jax.jit
     def means(z):
@@ -48,32 +36,36 @@ def test_each_part_of_z_comes_in_at_its_place():
 
 
 def test_norms_share_what_they_are_told_of_a_class():
-    net = Generator(**SMALL, num_classes=3)
-    params = variables(net, Z, LABEL)['params']
-    assert params['shared']['embedding'].shape == (3, 3)
-    assert params['block_0']['norm1']['gain']['kernel'].shape == (3 + 2, 16)
-    alone = variables(net.clone(hierarchical=False, shared_dim=0), Z, LABEL)
-    assert 'shared' not in alone['params']
-    assert alone['params']['block_0']['norm1']['gain']['kernel'].shape == (3, 16)
+    def shapes(**changes):
+        net = Generator(**SMALL, num_classes=3).clone(**changes)
+        made = jax.eval_shape(lambda: net.init(jax.random.key(0), Z, LABEL, train=False))
+        return made, made['params']['block_0']['norm1']['gain']['kernel'].shape
+
+    made, gain = shapes()
+    assert made['params']['shared']['embedding'].shape == (3, 3)
+    assert gain == (3 + 2, 16)
+    made, gain = shapes(hierarchical=False, shared_dim=0)
+    assert 'shared' not in made['params']
+    assert gain == (3, 16)
     # Its gains are tables, which nothing divides.
-    assert 'norm1' not in alone['spectral']['block_0']
-    blind = variables(net.clone(num_classes=0), Z, LABEL)['params']
-    assert 'shared' not in blind
-    assert blind['block_0']['norm1']['gain']['kernel'].shape == (2, 16)
+    assert 'norm1' not in made['spectral']['block_0']
+    made, gain = shapes(num_classes=0)
+    assert 'shared' not in made['params']
+    assert gain == (2, 16)
 
 
 NETS = [
     Generator(**SMALL, num_classes=3),
     Generator(**SMALL, num_classes=3).clone(hierarchical=False, shared_dim=0, multipliers=(2, 1)),
-    DeepGenerator(**SMALL, num_classes=3).clone(multipliers=(2, 1)),
-    DeepDiscriminator(channels=8, multipliers=(1, 2, 4), halvings=1, num_classes=3),
+    DeepGenerator(**SMALL, num_classes=3).clone(multipliers=(4, 2)),
+    DeepDiscriminator(channels=16, multipliers=(1, 2, 4), halvings=1, num_classes=3),
 ]
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_every_parameter_has_a_gradient_and_examples_do_not_mix(net):
+def test_every_parameter_has_a_gradient_and_examples_do_not_mix(net, random_variables):
     x = Z if isinstance(net, Generator) else np.tanh(np.resize(Z, (2, 4, 4, 3)))
-    given = variables(net, x, LABEL)
+    given = random_variables(net, x, LABEL)
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params, x):

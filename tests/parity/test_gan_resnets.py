@@ -168,7 +168,6 @@ DEEP = AT_64 | {'channels': 128}
     ('nets', 'size', 'totals'),
     [
         (SNGAN, 32, (4_304_387, 1_055_105)),
-        ((SNGAN[0], SNGAN[1].clone(head='auxiliary')), 32, (4_304_387, 1_055_105)),
         (
             (resnet.Generator(), resnet.Discriminator(spectral=False, batch_norm=True)),
             32,
