@@ -78,7 +78,6 @@ class Spectral(nn.Module):
             u, v = power_iteration(fixed, u)
             if self.is_mutable_collection('spectral'):
                 kept.value, kept_v.value = u, v
-        u, v = lax.stop_gradient((u, v))
         return jnp.dot(v, jnp.dot(W, u, precision=EXACT), precision=EXACT)
 
 
