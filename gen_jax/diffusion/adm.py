@@ -24,6 +24,7 @@ from gen_jax.errors import UserError
 from gen_jax.nn.conv import conv
 from gen_jax.nn.dropout import Dropout
 from gen_jax.nn.norm import GroupNorm
+from gen_jax.nn.resize import double, halve
 
 # The last layer of each residual branch starts at zero: every block starts as the identity.
 ZEROS = {'kernel_init': nn.initializers.zeros}
@@ -60,16 +61,6 @@ def norm(x: jax.Array, groups: int, name: str):
 def same(x: jax.Array) -> jax.Array:
     """[b, h, w, c] -> [b, h, w, c]."""
     return x
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """Means of 2x2 pixels: [b, h, w, c] -> [b, h/2, w/2, c]."""
-    return nn.avg_pool(x, (2, 2), (2, 2))
-
-
-def double(x: jax.Array) -> jax.Array:
-    """Each pixel becomes four: [b, h, w, c] -> [b, 2h, 2w, c]."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def sinusoids(t: jax.Array, width: int) -> jax.Array:

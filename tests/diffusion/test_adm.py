@@ -13,9 +13,7 @@ from gen_jax.diffusion.adm import (
     ADMUNet,
     attend,
     defaults,
-    double,
     from_config,
-    halve,
     number_of_heads,
     sinusoids,
 )
@@ -63,14 +61,6 @@ def test_sinusoids():
     got = sinusoids(jnp.float32([0, 1, 2.5]), 4)
     angles = np.array([0, 1, 2.5])[:, None] * np.array([1, 0.01])
     np.testing.assert_allclose(got, np.hstack([np.cos(angles), np.sin(angles)]), rtol=1e-5)
-
-
-def test_resizing():
-    x = jnp.arange(8.0).reshape(1, 2, 4, 1)
-    np.testing.assert_array_equal(halve(x)[0, ..., 0], [[2.5, 4.5]])
-    np.testing.assert_array_equal(
-        double(halve(x))[0, ..., 0], [[2.5, 2.5, 4.5, 4.5], [2.5, 2.5, 4.5, 4.5]]
-    )
 
 
 def test_heads_attend_each_by_itself():
