@@ -27,7 +27,7 @@ def lrelu(x: jax.Array) -> jax.Array:
 
 
 def pixel_norm(x: jax.Array) -> jax.Array:
-    """x divided by its root mean square over the last axis."""
+    """Divides by the root mean square over the last axis; shapes stay."""
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + SMALL)
 
 

@@ -36,6 +36,8 @@ CHOICES = {
     'd_architecture': ('resnet', 'orig'),
     'dtype': tuple(DTYPES),
 }
+SIZES = 'a power of two of at least 8: 8, 16, 32, ...'
+WHOLE = ('latent_dim', 'w_dim', 'channel_max', 'mapping_layers', 'label_layers', 'mbstd_group')
 ROOT_HALF = 0.5**0.5  # keeps the mean square of a sum of two
 W_AVG_DECAY = 0.998  # of the moving average of w
 
@@ -193,6 +195,7 @@ class Generator(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """The two networks, and the moving average of w."""
         self.mapping_network = Mapping(
             self.w_dim, self.mapping_layers, self.mapping_rate, self.num_classes
         )
@@ -247,7 +250,7 @@ class Generator(nn.Module):
         return w[:, None] - lost[..., None] * (w - self.w_avg.value)[:, None]
 
     def synthesis(self, ws, keys=None):
-        """ws [b, num_ws, w_dim] and the noise's keys [b] or None -> images as of `__call__`."""
+        """Images as of `__call__` from ws [b, num_ws, w_dim] and the noise's keys [b] or None."""
         return self.synthesis_network(ws, keys)
 
 
@@ -379,7 +382,3 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
         **shared,
     )
     return generator, discriminator
-
-
-SIZES = 'a power of two of at least 8: 8, 16, 32, ...'
-WHOLE = ('latent_dim', 'w_dim', 'channel_max', 'mapping_layers', 'label_layers', 'mbstd_group')

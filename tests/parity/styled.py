@@ -1,4 +1,4 @@
-"""Weights for networks with equalized learning rates, which `golden.filled` would make too small."""
+"""Weights for networks with equalized learning rates: `golden.filled` would make them too small."""
 
 import numpy as np
 from golden import filled

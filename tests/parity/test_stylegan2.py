@@ -60,33 +60,38 @@ def discriminator(case):
 
 
 def assert_gradients_agree(got, arrays, read):
-    """Each parameter's gradient is compared at its own scale."""
+    """Each parameter's gradient is compared at its own scale, unless it is mostly cancellation.
+
+    Of R1 the biases' is: they change it by the curvature of the minibatch standard deviation alone.
+    """
     want = read({k.removeprefix('grad.'): x for k, x in arrays.items() if k.startswith('grad.')})
     want, got = flatten_dict(want['params']), flatten_dict(got)
     assert want.keys() == got.keys()
     largest = max(np.abs(x).max() for x in want.values())
     for path, x in want.items():
-        # What cancels, such as one weight's effect on a sum of zero, has rounding errors only.
-        scale = max(np.abs(x).max(), 1e-3 * largest)
-        assert np.abs(got[path] - x).max() < TOLERANCE * scale, path
+        scale, difference = np.abs(x).max(), np.abs(got[path] - x).max()
+        assert difference < TOLERANCE * max(scale, 1e-2 * largest), path
+        assert difference < 1e-3 * max(scale, 1e-6 * largest), path
 
 
 @pytest.mark.parametrize('case', GENERATORS)
 def test_generator(case):
     arrays, told = recorded(case)
     net, tensors = generator(case)
-    variables, label = generator_from_reference(tensors, net), jnp.asarray(arrays['label'])
-    ws, changed = net.apply(
-        variables, arrays['z'], label, train=True, method='mapping', mutable=['w_avg']
-    )
-    assert golden.difference(ws, arrays['ws']) < TOLERANCE
-    assert golden.difference(changed['w_avg']['w_avg'], arrays['w_avg']) < TOLERANCE
-    truncation = {'psi': told['psi'], 'cutoff': told['cutoff']}
-    truncated = net.apply(variables, arrays['z'], label, **truncation, method='mapping')
-    assert golden.difference(truncated, arrays['truncated']) < TOLERANCE
-    image = jax.jit(partial(net.apply, method='synthesis'))(variables, arrays['ws'])
-    print('max diff / scale', golden.difference(image, arrays['image']))
-    assert golden.difference(image, arrays['image']) < TOLERANCE
+
+    @jax.jit
+    def run(variables, z, label, ws):
+        call = partial(net.apply, variables, method='mapping')
+        truncated = call(z, label, psi=told['psi'], cutoff=told['cutoff'])
+        got, changed = call(z, label, train=True, mutable=['w_avg'])
+        image = net.apply(variables, ws, method='synthesis')
+        return {'ws': got, 'truncated': truncated, 'image': image, **changed['w_avg']}
+
+    variables = generator_from_reference(tensors, net)
+    got = run(variables, arrays['z'], arrays['label'], arrays['ws'])
+    for name, x in got.items():
+        print(name, 'max diff / scale', golden.difference(x, arrays[name]))
+        assert golden.difference(x, arrays[name]) < TOLERANCE, name
 
 
 def test_gradient_of_path_length_penalty():
@@ -137,14 +142,17 @@ def test_gradient_of_r1_penalty():
     assert_gradients_agree(got, arrays, lambda x: discriminator_from_reference(x, net))
 
 
-@pytest.mark.parametrize('i', range(5))
-def test_upfirdn2d(i):
+def test_upfirdn2d():
     """Gain and flips are a matter of the taps."""
     arrays, told = recorded('ops')
-    taps, up, down, pad, gain, flip = told[i]
-    taps = np.float32(taps[::-1] if flip else taps) * gain**0.5
-    got = upfirdn2d(jnp.asarray(arrays['x']), taps, up, down, pad)
-    assert golden.difference(got, arrays[f'fir_{i}']) < 1e-6
+
+    def run(x, taps, up, down, pad, gain, flip):
+        taps = np.float32(taps[::-1] if flip else taps) * gain**0.5
+        return upfirdn2d(x, taps, up, down, pad)
+
+    got = jax.jit(lambda x: [run(x, *options) for options in told])(arrays['x'])
+    for i, x in enumerate(got):
+        assert golden.difference(x, arrays[f'fir_{i}']) < 1e-5, i
 
 
 def test_convolutions_that_resize():

@@ -20,23 +20,29 @@ from styled import equalized
 
 # The constructors' arguments, and how many images.
 GENERATORS = {
-    'g_skip': (dict(z_dim=7, c_dim=3, w_dim=10, img_resolution=16, img_channels=3), 3),
-    'g_resnet': (dict(z_dim=6, c_dim=0, w_dim=5, img_resolution=16, img_channels=1), 1),
-    'g_orig': (dict(z_dim=4, c_dim=2, w_dim=5, img_resolution=8, img_channels=2), 2),
+    'g_skip': ({'z_dim': 7, 'c_dim': 3, 'w_dim': 10, 'img_resolution': 16, 'img_channels': 3}, 3),
+    'g_resnet': ({'z_dim': 6, 'c_dim': 0, 'w_dim': 5, 'img_resolution': 16, 'img_channels': 1}, 1),
+    'g_orig': ({'z_dim': 4, 'c_dim': 2, 'w_dim': 5, 'img_resolution': 8, 'img_channels': 2}, 2),
 }
 SYNTHESIS = {
-    'g_skip': dict(channel_base=272, channel_max=19, architecture='skip'),
-    'g_resnet': dict(channel_base=112, channel_max=13, architecture='resnet'),
-    'g_orig': dict(channel_base=72, channel_max=11, architecture='orig'),
+    'g_skip': {'channel_base': 272, 'channel_max': 19, 'architecture': 'skip'},
+    'g_resnet': {'channel_base': 112, 'channel_max': 13, 'architecture': 'resnet'},
+    'g_orig': {'channel_base': 72, 'channel_max': 11, 'architecture': 'orig'},
 }
 LAYERS = {'g_skip': 8, 'g_resnet': 2, 'g_orig': 1}  # of the mapping network
-DISCRIMINATORS = {
-    'd_resnet': (dict(c_dim=3, img_resolution=16, img_channels=3, architecture='resnet'), 4, 2),
-    'd_orig': (dict(c_dim=0, img_resolution=16, img_channels=1, architecture='orig'), 1, 4),
+ORIG = {'c_dim': 0, 'img_resolution': 16, 'img_channels': 1, 'architecture': 'orig'}
+RESNET = {'c_dim': 3, 'img_resolution': 16, 'img_channels': 3, 'architecture': 'resnet'}
+DISCRIMINATORS = {  # and how many images are compared with each other
+    'd_resnet': (
+        {'c_dim': 3, 'img_resolution': 16, 'img_channels': 3, 'architecture': 'resnet'},
+        6,
+        3,
+    ),
+    'd_orig': (ORIG, 1, 4),
 }
 WIDTHS = {
-    'd_resnet': dict(channel_base=272, channel_max=19),
-    'd_orig': dict(channel_base=80, channel_max=7),
+    'd_resnet': {'channel_base': 272, 'channel_max': 19},
+    'd_orig': {'channel_base': 80, 'channel_max': 7},
 }
 PSI, CUTOFF, PL_MEAN = 0.6, 3, 0.5
 # upfirdn2d: taps, up, down, padding of both axes, gain, flip.
@@ -122,7 +128,7 @@ def discriminator(networks, name: str) -> dict:
         **arguments, **WIDTHS[name], epilogue_kwargs={'mbstd_group_size': group}
     )
     told = arguments | WIDTHS[name] | {'group': group, 'shapes': fill(net)}
-    size, label = told['img_resolution'], np.int32([2, 0, 1, 1])[:b] % max(told['c_dim'], 1)
+    size, label = told['img_resolution'], np.int32([2, 0, 1, 1, 0, 2])[:b] % max(told['c_dim'], 1)
     image = torch.tensor(normal(2, b, told['img_channels'], size, size), requires_grad=True)
     logits = net(image, one_hot(label, told['c_dim']))[:, 0]
     kept = {'told': json.dumps(told), 'x': nhwc(image), 'label': label}
