@@ -4,20 +4,26 @@ Karras et al. 2018, "Progressive Growing of GANs for Improved Quality, Stability
 (sections 3 and 4: minibatch standard deviation, equalized learning rate, pixel norm), and Karras
 et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (section 2.2: weight
 modulation and demodulation; appendix B: filters).
+
+Widths are told by two numbers: a feature map of s by s pixels has min(channel_base // s,
+channel_max) channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax.config import require
 from gen_jax.errors import UserError
 from gen_jax.nn.conv import NHWC, conv
 from gen_jax.nn.fir import downsample, upsample
 from gen_jax.nn.fir_conv import down_conv, up_conv
 
-TAPS = (1, 3, 3, 1)  # through which all three networks resize
+TAPS = (1, 3, 3, 1)  # StyleGAN2's filter
+BOX = (0, 1, 1, 0)  # nearest neighbours when doubling, means when halving
 SMALL = 1e-8  # added to mean squares and sums of squares
 
 
@@ -60,23 +66,26 @@ def minibatch_std(x: jax.Array, group: int) -> jax.Array:
     return jnp.concatenate([x, std], -1)  # [b, h, w, c + 1]
 
 
-def convolved(x: jax.Array, kernel: jax.Array, resample: str = '') -> jax.Array:
+def convolved(
+    x: jax.Array, kernel: jax.Array, resample: str = '', taps: Sequence[float] = TAPS
+) -> jax.Array:
     """A convolution with zeros padded, after doubling or before halving where told.
 
     Args:
       x: float [b, h, w, c].
       kernel: [3, 3, c, o], or [c, o] for a 1x1 convolution; computed in x's dtype.
-      resample: '', 'up' or 'down', through the filter TAPS.
+      resample: '', 'up' or 'down'.
+      taps: of the filter for that, four numbers.
 
     Returns:
       x's dtype, [b, h', w', o].
     """
     kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
-        x = (downsample(x, TAPS) if resample == 'down' else x) @ kernel
-        return upsample(x, TAPS) if resample == 'up' else x
+        x = (downsample(x, taps) if resample == 'down' else x) @ kernel
+        return upsample(x, taps) if resample == 'up' else x
     if resample:
-        return {'up': up_conv, 'down': down_conv}[resample](x, kernel, TAPS)
+        return {'up': up_conv, 'down': down_conv}[resample](x, kernel, taps)
     return conv(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NHWC)
 
 
@@ -112,13 +121,15 @@ class EqualizedDense(nn.Module):
     Attributes:
       features: of the result.
       rate: learning rate of this layer relative to the optimiser's.
-      bias_init: the bias at first, as the result has it where `rate` is 1.
+      gain: root mean square of the result, where that of the input is 1.
+      bias_init: the bias at first, as the result has it where `rate` is 1; None: there is none.
       dtype: what it computes in.
     """
 
     features: int
     rate: float = 1.0
-    bias_init: float = 0.0
+    gain: float = 1.0
+    bias_init: float | None = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -126,9 +137,12 @@ class EqualizedDense(nn.Module):
         """[..., c] -> [..., features]."""
         shape = x.shape[-1], self.features
         kernel = self.param('kernel', nn.initializers.normal(1 / self.rate), shape)
-        bias = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,))
-        kernel = (self.rate * shape[0] ** -0.5 * kernel).astype(self.dtype)
-        return x.astype(self.dtype) @ kernel + (self.rate * bias).astype(self.dtype)
+        kernel = self.gain * self.rate * shape[0] ** -0.5 * kernel
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.bias_init is not None:
+            bias = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,))
+            x = x + (self.rate * bias).astype(self.dtype)
+        return x
 
 
 class EqualizedConv(nn.Module):
@@ -137,13 +151,16 @@ class EqualizedConv(nn.Module):
     Attributes:
       features: channels of the result.
       size: of the kernel: 3, or 1.
-      resample: as `convolved` takes it.
+      resample, taps: as `convolved` takes them.
+      gain: as of `EqualizedDense`.
       use_bias: whether a bias is added.
     """
 
     features: int
     size: int = 3
     resample: str = ''
+    taps: tuple[float, ...] = TAPS
+    gain: float = 1.0
     use_bias: bool = True
 
     @nn.compact
@@ -152,8 +169,63 @@ class EqualizedConv(nn.Module):
         c = x.shape[-1]
         shape = (3, 3) * (self.size == 3) + (c, self.features)
         kernel = self.param('kernel', nn.initializers.normal(1.0), shape)
-        x = convolved(x, (self.size**2 * c) ** -0.5 * kernel, self.resample)
+        scale = self.gain * (self.size**2 * c) ** -0.5
+        x = convolved(x, scale * kernel, self.resample, self.taps)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,))
             x = x + bias.astype(x.dtype)
         return x
+
+
+def noise(module: nn.Module, size: int, layer: int, keys: jax.Array | None) -> jax.Array:
+    """An image of standard normal noise for each sample, or one for all that never changes.
+
+    Args:
+      module: of a layer; the image that never changes is its `noise` in the collection `constants`.
+      size: pixels along each axis.
+      layer: number that tells the layer from others.
+      keys: typed PRNG keys [b]; None: the image that never changes.
+
+    Returns:
+      float32 [b, size, size, 1], or [size, size, 1].
+    """
+
+    def draw(key):
+        return jax.random.normal(key, (size, size))
+
+    fixed = module.variable('constants', 'noise', lambda: draw(module.make_rng('params')))
+    if keys is None:
+        return fixed.value[..., None]
+    return jax.vmap(lambda key: draw(jax.random.fold_in(key, layer)))(keys)[..., None]
+
+
+def sizes_up_to(image_size: int) -> list[int]:
+    """4, 8, ..., image_size: the sizes of feature maps, pixels."""
+    return [2**i for i in range(2, image_size.bit_length())]
+
+
+def width_at(size: int, channel_base: int, channel_max: int) -> int:
+    """Channels of a feature map of size by size pixels."""
+    return min(channel_base // size, channel_max)
+
+
+def check_model(config, whole: Sequence[str], choices: dict[str, Sequence[str]]) -> None:
+    """Checks what the networks of this house have in common.
+
+    Args:
+      config: with `model` and `data`.
+      whole: names of `model`'s numbers that are whole and at least 1.
+      choices: what its names may be.
+
+    Raises:
+      UserError: a number or name is out of bounds.
+    """
+    model, size = config.model, config.data.image_size
+    sizes = 'a power of two of at least 8: 8, 16, 32, ...'
+    require(size >= 8 and size == 2 ** (size.bit_length() - 1), 'data.image_size', size, sizes)
+    for name in whole:
+        require(model[name] >= 1, f'model.{name}', model[name], 'a whole number of at least 1')
+    expected = f'at least data.image_size={size}, so that each feature map has a channel'
+    require(model.channel_base >= size, 'model.channel_base', model.channel_base, expected)
+    for name, known in choices.items():
+        require(model[name] in known, f'model.{name}', model[name], f'one of {", ".join(known)}')

@@ -23,10 +23,14 @@ from gen_jax.gans.style_layers import (
     TAPS,
     EqualizedConv,
     EqualizedDense,
+    check_model,
     lrelu,
     minibatch_std,
     modulated_conv,
+    noise,
     pixel_norm,
+    sizes_up_to,
+    width_at,
 )
 from gen_jax.nn.fir import upsample
 
@@ -36,10 +40,8 @@ CHOICES = {
     'd_architecture': ('resnet', 'orig'),
     'dtype': tuple(DTYPES),
 }
-SIZES = 'a power of two of at least 8: 8, 16, 32, ...'
 WHOLE = ('latent_dim', 'w_dim', 'channel_max', 'mapping_layers', 'label_layers', 'mbstd_group')
 ROOT_HALF = 0.5**0.5  # keeps the mean square of a sum of two
-W_AVG_DECAY = 0.998  # of the moving average of w
 
 
 class Mapping(nn.Module):
@@ -92,19 +94,8 @@ class StyledConv(nn.Module):
         x = modulated_conv(x, kernel, style, resample=self.resample)
         strength = self.param('noise_strength', nn.initializers.zeros, ())
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        x = x + (strength * self._noise(x.shape[1], keys)).astype(x.dtype)
+        x = x + (strength * noise(self, x.shape[1], self.layer, keys)).astype(x.dtype)
         return lrelu(x + bias.astype(x.dtype))
-
-    def _noise(self, size, keys):
-        """[b, size, size, 1] drawn from keys, or [size, size, 1] that never changes."""
-
-        def draw(key):
-            return jax.random.normal(key, (size, size))
-
-        fixed = self.variable('constants', 'noise', lambda: draw(self.make_rng('params')))
-        if keys is None:
-            return fixed.value[..., None]
-        return jax.vmap(lambda key: draw(jax.random.fold_in(key, self.layer)))(keys)[..., None]
 
 
 class ToRGB(nn.Module):
@@ -161,7 +152,7 @@ class Synthesis(nn.Module):
         return x
 
 
-class Generator(nn.Module):
+class StyleGenerator(nn.Module):
     """Latents to images, in two steps that can be taken one by one: `mapping` and `synthesis`.
 
     Collections beside the parameters: `constants` has noise that never changes, one image per
@@ -172,15 +163,15 @@ class Generator(nn.Module):
       w_dim: length of w.
       image_size: 2**k, at least 8, pixels.
       channels: of the image.
-      channel_base: a feature map of s by s pixels has min(channel_base // s, channel_max) channels.
-      channel_max: see `channel_base`.
+      channel_base, channel_max: a feature map of s by s pixels has min(channel_base // s,
+        channel_max) channels.
       mapping_layers: of the mapping network.
       mapping_rate: its learning rate relative to the optimiser's.
-      architecture: 'skip' (images of all sizes are summed), 'resnet' (shortcuts around each size)
-        or 'orig' (neither).
       num_classes: 0: no labels.
       dtype: what the synthesis network computes in. Parameters, w and the image are float32.
     """
+
+    W_AVG_DECAY = 0.998  # of the moving average of w
 
     latent_dim: int = 512
     w_dim: int = 512
@@ -190,31 +181,24 @@ class Generator(nn.Module):
     channel_max: int = 512
     mapping_layers: int = 8
     mapping_rate: float = 0.01
-    architecture: str = 'skip'
     num_classes: int = 0
     dtype: Any = jnp.float32
 
     def setup(self):
-        """The two networks, and the moving average of w."""
-        self.mapping_network = Mapping(
-            self.w_dim, self.mapping_layers, self.mapping_rate, self.num_classes
-        )
-        self.synthesis_network = Synthesis(
-            self.image_size,
-            self.channels,
-            self.channel_base,
-            self.channel_max,
-            self.architecture,
-            self.dtype,
-        )
+        """The two networks and the moving average of w."""
+        self.mapping_network, self.synthesis_network = self.networks()
         self.w_avg = self.variable('w_avg', 'w_avg', jnp.zeros, (self.w_dim,))
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Mapping (z, label) -> w, and synthesis (ws, keys) -> images."""
+        raise NotImplementedError
 
     @property
     def num_ws(self) -> int:
-        """One w per convolution, and one for the last ToRGB."""
+        """How many layers are told a w."""
         return 2 * len(sizes_up_to(self.image_size))
 
-    def __call__(self, z, label=None, *, train: bool, keys=None, psi=1.0, cutoff=None):
+    def __call__(self, z, label=None, *, train: bool, keys=None, psi=1.0, cutoff=None, **growth):
         """Images.
 
         Args:
@@ -223,11 +207,13 @@ class Generator(nn.Module):
           train: whether the moving average of w takes a step, where 'w_avg' is mutable.
           keys: of the noise, typed PRNG keys [b]; None: the noise that never changes.
           psi, cutoff: as of `mapping`.
+          growth: what else `synthesis` takes.
 
         Returns:
           float32 [b, image_size, image_size, channels], unbounded; the data lies in [-1, 1].
         """
-        return self.synthesis(self.mapping(z, label, train=train, psi=psi, cutoff=cutoff), keys)
+        ws = self.mapping(z, label, train=train, psi=psi, cutoff=cutoff)  # [b, num_ws, w_dim]
+        return self.synthesis(ws, keys, **growth)
 
     def mapping(self, z, label=None, *, train: bool = False, psi=1.0, cutoff=None):
         """What tells each layer its style.
@@ -244,14 +230,38 @@ class Generator(nn.Module):
         w = self.mapping_network(z, label)  # [b, w_dim]
         if train and self.is_mutable_collection('w_avg') and not self.is_initializing():
             mean = jax.lax.stop_gradient(w).mean(0)
-            self.w_avg.value = mean + W_AVG_DECAY * (self.w_avg.value - mean)
+            self.w_avg.value = mean + self.W_AVG_DECAY * (self.w_avg.value - mean)
         truncated = jnp.arange(self.num_ws) < (self.num_ws if cutoff is None else cutoff)
         lost = jnp.where(truncated, 1 - jnp.reshape(psi, (-1, 1)), 0.0)  # [b or 1, num_ws]
         return w[:, None] - lost[..., None] * (w - self.w_avg.value)[:, None]
 
-    def synthesis(self, ws, keys=None):
+    def synthesis(self, ws, keys=None, **growth):
         """Images as of `__call__` from ws [b, num_ws, w_dim] and the noise's keys [b] or None."""
-        return self.synthesis_network(ws, keys)
+        return self.synthesis_network(ws, keys, **growth)
+
+
+class Generator(StyleGenerator):
+    """StyleGAN2's generator: attributes as of `StyleGenerator`, and
+
+    Attributes:
+      architecture: 'skip' (images of all sizes are summed), 'resnet' (shortcuts around each size)
+        or 'orig' (neither).
+    """
+
+    architecture: str = 'skip'
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """As `StyleGenerator` needs them."""
+        mapping = Mapping(self.w_dim, self.mapping_layers, self.mapping_rate, self.num_classes)
+        synthesis = Synthesis(
+            self.image_size,
+            self.channels,
+            self.channel_base,
+            self.channel_max,
+            self.architecture,
+            self.dtype,
+        )
+        return mapping, synthesis
 
 
 class Discriminator(nn.Module):
@@ -311,16 +321,6 @@ class Discriminator(nn.Module):
         return width_at(size, self.channel_base, self.channel_max)
 
 
-def sizes_up_to(image_size: int) -> list[int]:
-    """4, 8, ..., image_size: the sizes of feature maps, pixels."""
-    return [2**i for i in range(2, image_size.bit_length())]
-
-
-def width_at(size: int, channel_base: int, channel_max: int) -> int:
-    """Channels of a feature map of size by size pixels."""
-    return min(channel_base // size, channel_max)
-
-
 def defaults() -> dict:
     """The networks' part of a config, `config.model`: small ones, for the 8x8 digits."""
     return {
@@ -349,16 +349,8 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
       UserError: where the numbers do not fit each other.
     """
     model, data = config.model, config.data
-    size = data.image_size
-    require(size >= 8 and size == 2 ** (size.bit_length() - 1), 'data.image_size', size, SIZES)
-    for name in WHOLE:
-        require(model[name] >= 1, f'model.{name}', model[name], 'a whole number of at least 1')
-    expected = f'at least data.image_size={size}, so that each feature map has a channel'
-    require(model.channel_base >= size, 'model.channel_base', model.channel_base, expected)
+    check_model(config, WHOLE, CHOICES)
     require(model.mapping_rate > 0, 'model.mapping_rate', model.mapping_rate, 'a positive number')
-    for name, choices in CHOICES.items():
-        known = f'one of {", ".join(choices)}'
-        require(model[name] in choices, f'model.{name}', model[name], known)
     shared = {
         'channel_base': model.channel_base,
         'channel_max': model.channel_max,
@@ -368,7 +360,7 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
     generator = Generator(
         latent_dim=model.latent_dim,
         w_dim=model.w_dim,
-        image_size=size,
+        image_size=data.image_size,
         channels=data.channels,
         mapping_layers=model.mapping_layers,
         mapping_rate=model.mapping_rate,

@@ -13,7 +13,7 @@ from styled import equalized
 
 from gen_jax.errors import UserError
 from gen_jax.gans.style_layers import convolved
-from gen_jax.gans.stylegan2 import W_AVG_DECAY, Discriminator, Generator
+from gen_jax.gans.stylegan2 import Discriminator, Generator
 from gen_jax.interop.stylegan2 import discriminator_from_reference, generator_from_reference
 from gen_jax.nn.fir import downsample, upfirdn2d, upsample
 from gen_jax.nn.fir_conv import down_conv, up_conv
@@ -167,10 +167,6 @@ def test_convolutions_that_resize():
         (convolved(downsample(x, taps), pointwise), 'down_1'),
     ):
         assert golden.difference(got, arrays[f'conv_{want}']) < 1e-5, want
-
-
-def test_decay_of_the_mean():
-    assert W_AVG_DECAY == 0.998
 
 
 def test_other_weights_are_refused():
