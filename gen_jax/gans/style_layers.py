@@ -22,9 +22,10 @@ from gen_jax.nn.conv import NHWC, conv
 from gen_jax.nn.fir import downsample, upsample
 from gen_jax.nn.fir_conv import down_conv, up_conv
 
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 TAPS = (1, 3, 3, 1)  # StyleGAN2's filter
 BOX = (0, 1, 1, 0)  # nearest neighbours when doubling, means when halving
-SMALL = 1e-8  # added to mean squares and sums of squares
+EPSILON = 1e-8  # added to mean squares and sums of squares
 
 
 def lrelu(x: jax.Array) -> jax.Array:
@@ -34,7 +35,7 @@ def lrelu(x: jax.Array) -> jax.Array:
 
 def pixel_norm(x: jax.Array) -> jax.Array:
     """Divides by the root mean square over the last axis; shapes stay."""
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + SMALL)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
 
 
 def minibatch_std(x: jax.Array, group: int) -> jax.Array:
@@ -61,7 +62,7 @@ def minibatch_std(x: jax.Array, group: int) -> jax.Array:
             'a multiple; change config.batch_size or config.model.mbstd_group'
         )
     grouped = x.reshape(group, b // group, h, w, c)  # [group, n, h, w, c]
-    std = jnp.sqrt(grouped.var(0) + SMALL).mean((1, 2, 3))  # [n]
+    std = jnp.sqrt(grouped.var(0) + EPSILON).mean((1, 2, 3))  # [n]
     std = jnp.broadcast_to(jnp.tile(std, group)[:, None, None, None], (b, h, w, 1))
     return jnp.concatenate([x, std], -1)  # [b, h, w, c + 1]
 
@@ -110,7 +111,7 @@ def modulated_conv(
     y = convolved(x * style[:, None, None, :].astype(x.dtype), kernel, resample)
     if demodulate:
         squares = jnp.square(kernel).reshape(-1, *kernel.shape[-2:]).sum(0)  # [c, o]
-        demodulation = jax.lax.rsqrt(jnp.square(style) @ squares + SMALL)  # [b, o]
+        demodulation = jax.lax.rsqrt(jnp.square(style) @ squares + EPSILON)  # [b, o]
         y = y * demodulation[:, None, None, :].astype(x.dtype)
     return y
 

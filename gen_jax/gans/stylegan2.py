@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from gen_jax.config import require
 from gen_jax.gans.style_layers import (
+    DTYPES,
     TAPS,
     EqualizedConv,
     EqualizedDense,
@@ -34,7 +35,6 @@ from gen_jax.gans.style_layers import (
 )
 from gen_jax.nn.fir import upsample
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 CHOICES = {
     'g_architecture': ('skip', 'resnet', 'orig'),
     'd_architecture': ('resnet', 'orig'),
