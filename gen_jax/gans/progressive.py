@@ -8,8 +8,8 @@ concatenated to latents. What the authors' discriminator says of labels is a cla
 class has a logit, of which the label picks one (Mescheder et al. 2018, "Which Training Methods for
 GANs do actually Converge?"), as in the authors' StyleGAN.
 
-At 1024x1024, with the ways to and from RGB of all sizes, the generator has 23,079,115 parameters and
-the discriminator 23,087,249; the paper says 23.1 million of both.
+At 1024x1024, with the ways to and from RGB of all sizes, the generator has 23,079,115 parameters
+and the discriminator 23,087,249; the paper says 23.1 million of both.
 """
 
 from typing import Any
