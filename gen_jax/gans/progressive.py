@@ -107,9 +107,8 @@ class Generator(nn.Module):
         """[b, size/2, size/2, c], or latents [b, d] for size 4 -> [b, size, size, width]."""
         width, name = width_at(size, self.channel_base, self.channel_max), f'block_{size}'
         if size == 4:  # a 4x4 convolution of what is one pixel, zeros around it
-            dense = EqualizedDense(
-                *(16 * width, 1.0, HE / 4, None, self.dtype), name=f'{name}_dense'
-            )
+            options = {'gain': HE / 4, 'bias_init': None, 'dtype': self.dtype}
+            dense = EqualizedDense(16 * width, **options, name=f'{name}_dense')
             x = dense(x).reshape(len(x), 4, 4, width)  # [b, 4, 4, width]
             bias = self.param(f'{name}_bias', nn.initializers.zeros, (width,))
             x = x + bias.astype(self.dtype)
