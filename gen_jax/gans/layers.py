@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gen_jax.errors import UserError
-
 # As torch: vectors are divided by their length, but by no less.
 SHORTEST = 1e-12
 EXACT = lax.Precision.HIGHEST
@@ -200,39 +198,3 @@ class MinibatchDiscrimination(nn.Module):
         distances = jnp.abs(M[:, None] - M[None]).sum(-1)  # [b, b, B]
         # As in the paper, each example counts itself too, which adds 1.
         return jnp.concatenate([x, jnp.exp(-distances).sum(1)], -1)  # [b, f + B]
-
-
-class MinibatchDeviation(nn.Module):
-    """Tells the standard deviation over the batch in further channels (Karras et al. 2018).
-
-    "Progressive Growing of GANs", section 3, over groups and in several numbers as in the code of
-    StyleGAN2 (Karras et al. 2020): examples i, i + b/n, i + 2 b/n, ... are a group of n.
-
-    Attributes:
-      group_size: n, examples of a group; a smaller batch is one group.
-      features: channels that are added, each the mean over as many of x's.
-    """
-
-    group_size: int = 4
-    features: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, c] -> [b, h, w, c + features].
-
-        Raises:
-          UserError: the group's size does not divide b, or `features` not c.
-        """
-        b, h, w, c = x.shape
-        n = min(self.group_size, b)
-        if b % n or c % self.features:
-            raise UserError(
-                f'minibatch deviation of {b} images with {c} channels: expected group_size={n} to '
-                f'divide the batch, and features={self.features} the channels'
-            )
-        groups = x.astype(jnp.float32).reshape(n, b // n, h, w, self.features, -1)
-        deviation = jnp.sqrt(groups.var(0) + 1e-8)  # [b/n, h, w, features, c/features]
-        told = deviation.mean((1, 2, 4))  # [b/n, features]
-        told = jnp.tile(told, (n, 1))[:, None, None]  # [b, 1, 1, features]
-        told = jnp.broadcast_to(told, (b, h, w, self.features)).astype(x.dtype)
-        return jnp.concatenate([x, told], -1)  # [b, h, w, c + features]

@@ -7,13 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from gen_jax.errors import UserError
 from gen_jax.gans.layers import (
     BatchNorm,
     Conv,
     Dense,
     Embed,
-    MinibatchDeviation,
     MinibatchDiscrimination,
     SelfAttention,
     largest,
@@ -157,22 +155,3 @@ def test_minibatch_discrimination():
     np.testing.assert_allclose(got, np.hstack([x, want]), rtol=1e-5)
     # One that is alone is near itself.
     np.testing.assert_allclose(layer.apply(variables, x[:1])[:, 4:], 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize(('b', 'group_size', 'features'), [(4, 2, 1), (6, 3, 2), (2, 4, 2)])
-def test_minibatch_deviation(b, group_size, features):
-    x = noise(b, 3, 2, 4)
-    groups = b // min(group_size, b)
-    got = jax.jit(MinibatchDeviation(group_size, features).apply)({}, x)
-    np.testing.assert_array_equal(got[..., :4], x)
-    for i, k in itertools.product(range(b), range(features)):
-        part = 4 // features
-        group = x[i % groups :: groups, ..., k * part : (k + 1) * part]
-        want = np.sqrt(group.var(0) + 1e-8).mean()
-        np.testing.assert_allclose(got[i, ..., 4 + k], want, rtol=1e-5)
-
-
-def test_groups_that_do_not_fit_are_named():
-    for b, features in ((5, 1), (4, 3)):
-        with pytest.raises(UserError, match=r'expected group_size=4 to divide the batch'):
-            MinibatchDeviation(4, features).apply({}, noise(b, 2, 2, 4))
