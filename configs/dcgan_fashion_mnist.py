@@ -12,7 +12,7 @@ from gen_jax.config import TINY, default, vary
 
 def get_config(variant: str = ''):
     """The config, or its variant `tiny`."""
-    config = default('gans.dcgan')
+    config = default('gans.adversarial', network='dcgan')
     config.steps = 10000
     config.batch_size = 64
     config.log_every = 100
@@ -34,7 +34,7 @@ def get_config(variant: str = ''):
             'data.image_size': 16,
             'data.fit': 'resize',
             'model.width': 4,
-            'gan.latent_dim': 8,
+            'model.latent_dim': 8,
             'eval.metrics': ('diversity',),
         },
     )

@@ -14,7 +14,7 @@ from gen_jax.config import TINY, default, vary
 
 def get_config(variant: str = ''):
     """The config, or its variant `tiny`."""
-    config = default('gans.dcgan')
+    config = default('gans.adversarial', network='dcgan')
     config.steps = 40000
     config.batch_size = 128
     config.log_every = 100
@@ -32,7 +32,7 @@ def get_config(variant: str = ''):
             'data.source': 'shapes',
             'data.image_size': 16,
             'model.width': 4,
-            'gan.latent_dim': 8,
+            'model.latent_dim': 8,
             'eval.metrics': ('diversity',),
         },
     )

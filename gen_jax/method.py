@@ -41,6 +41,7 @@ class Method(NamedTuple):
         the config's; 0: `config.data.num_classes`.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
       network_calls: calls of the network in one `sample_step`, as the config has it.
+      advise: ({name: mean over some steps}) -> {what goes wrong in training: what to do}.
     """
 
     init: Callable
@@ -55,6 +56,7 @@ class Method(NamedTuple):
     num_classes: int = 0
     latent_dim: int | None = None
     network_calls: int = 1
+    advise: Callable | None = None
 
 
 class Net(struct.PyTreeNode):
@@ -126,17 +128,20 @@ def descend(
     return Net(params, ema, opt_state, extra), metrics
 
 
-def ramped_decay(config, net: Net) -> float | jax.Array:
-    """The `ema_decay` of the next step: `config.ema_decay`, and less of it at the start.
+def steps_taken(net: Net) -> jax.Array:
+    """How often a net's optimiser has moved it, which Adam counts (as may a schedule after it)."""
+    return optax.tree.get_all_with_path(net.opt_state, 'count')[0][1]
 
-    With `config.ema_rampup` r > 0 the half-life of the average is at most r times the steps that
-    `net` has taken (Karras et al. 2022, the authors' `training_loop`, where r is 0.05), so that the
-    first, random parameters are soon forgotten.
+
+def ramped_decay(config, step: jax.Array) -> float | jax.Array:
+    """The `ema_decay` after `step` steps: `config.ema_decay`, and less of it at the start.
+
+    With `config.ema_rampup` r > 0 the half-life of the average is at most r times the steps so far
+    (Karras et al. 2022, the authors' `training_loop`, where r is 0.05), so that the first, random
+    parameters are soon forgotten.
     """
     if not config.ema_rampup:
         return config.ema_decay
-    # Adam counts its steps, and so may a schedule after it: the same number.
-    step = optax.tree.get_all_with_path(net.opt_state, 'count')[0][1]
     return jnp.minimum(config.ema_decay, 0.5 ** (1 / (config.ema_rampup * step)))
 
 
@@ -200,6 +205,23 @@ def optimizer(config) -> optax.GradientTransformation:
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),
     )
+
+
+def labels(batch: dict, num_classes: int) -> jax.Array | None:
+    """`batch['label']` where the model knows classes, else None."""
+    if num_classes and 'label' not in batch:
+        raise UserError(
+            "no 'label': a model of config.data.num_classes="
+            f'{num_classes} classes needs int32 [n] below {num_classes} in its batch or condition'
+        )
+    return batch['label'] if num_classes else None
+
+
+def knob(config, condition: dict, name: str, n: int) -> jax.Array:
+    """One of the sampler's numbers, [n]: the condition's, else the config's, whose type it has."""
+    default = config.sample.knobs[name]
+    dtype = jnp.int32 if isinstance(default, int) else jnp.float32
+    return jnp.broadcast_to(jnp.asarray(condition.get(name, default), dtype), n)
 
 
 def recognised(logits: jax.Array, label: jax.Array) -> dict:

@@ -67,6 +67,7 @@ class Loop:
         self.latent_grids = LatentGrids(program)
         self.trials = Trials(program, folder)
         self.pending = []  # metrics of the steps since the last line, still on the device
+        self.faults = set()  # what `method.advise` found at the last line
 
     def begin(self, start: int, checkpoints: Checkpoints) -> writer.Writers:
         """Opens the writers; returns them for the caller to close."""
@@ -135,6 +136,16 @@ class Loop:
         self.pending, self.since = [], now
         self.writers.write_scalars(step, means)
         self.writers.flush()
+        self.warn(step, means)
+
+    def warn(self, step: int, means: dict) -> None:
+        """Says what goes wrong, where it did not at the last line."""
+        if self.program.method.advise is None:
+            return
+        found = self.program.method.advise(means)
+        for fault in found.keys() - self.faults:
+            logging.warning('step %d: %s: %s', step, fault, found[fault])
+        self.faults = set(found)
 
     def evaluate(self, step: int, state) -> None:
         """The numbers of `config.eval`, where they are due."""

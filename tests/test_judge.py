@@ -316,7 +316,7 @@ def test_a_method_without_samples_says_so():
 
 
 def test_diversity_of_collapsed_samples_is_nought_and_warned_of(caplog):
-    config = default('gans.dcgan')
+    config = default('gans.adversarial')
     config.update_from_flattened_dict(
         {'data.image_size': 16, 'model.width': 4, 'eval.metrics': ('diversity',)}
     )

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from gen_jax.errors import UserError
-from gen_jax.method import Net, check_batch, descend, optimizer, ramped_decay
+from gen_jax.method import Net, check_batch, descend, optimizer, ramped_decay, steps_taken
 
 SETTINGS = {
     'learning_rate': 0.1,
@@ -50,8 +50,10 @@ def test_the_averages_half_life_grows_with_the_steps(schedule):
     config = ml_collections.ConfigDict(
         {'ema_decay': 0.5 ** (batch_size / half_life), 'ema_rampup': ratio}
     )
-    count = jax.jit(lambda n: ramped_decay(config, n))
-    step = jax.jit(lambda n: descend(n, quadratic, tx, ramped_decay(config, n), None)[0])
+    count = jax.jit(lambda n: ramped_decay(config, steps_taken(n)))
+    step = jax.jit(
+        lambda n: descend(n, quadratic, tx, ramped_decay(config, steps_taken(n)), None)[0]
+    )
     state, found = net(tx), []
     for _ in range(200):
         found.append(float(count(state)))
@@ -62,7 +64,7 @@ def test_the_averages_half_life_grows_with_the_steps(schedule):
     assert found[0] == 0
     assert found[-1] == pytest.approx(config.ema_decay)
     config.ema_rampup = 0.0
-    assert ramped_decay(config, state) == config.ema_decay
+    assert ramped_decay(config, steps_taken(state)) == config.ema_decay
 
 
 def test_a_net_without_average_keeps_none_and_samples_from_its_parameters():

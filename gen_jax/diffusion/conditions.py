@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gen_jax.config import require
 from gen_jax.diffusion.guidance import by_label, interval
-from gen_jax.errors import UserError
+from gen_jax.method import knob, labels
 
 # A method's share of `config.sampler` and of `config.sample.knobs`.
 SAMPLER = {
@@ -33,26 +33,9 @@ KNOBS = {
 }
 
 
-def labels(batch: dict, num_classes: int) -> jax.Array | None:
-    """`batch['label']` where the model knows classes, else None."""
-    if num_classes and 'label' not in batch:
-        raise UserError(
-            "no 'label': a model of config.data.num_classes="
-            f'{num_classes} classes needs int32 [n] below {num_classes} in its batch or condition'
-        )
-    return batch['label'] if num_classes else None
-
-
 def hide(key: jax.Array, label: jax.Array, share: float, null: int) -> jax.Array:
     """Labels [b], about that share of them replaced by the null class."""
     return jnp.where(jax.random.bernoulli(key, share, label.shape), null, label)
-
-
-def knob(config, condition: dict, name: str, n: int) -> jax.Array:
-    """One of the sampler's numbers, [n]: the condition's, else the config's, whose type it has."""
-    default = config.sample.knobs[name]
-    dtype = jnp.int32 if isinstance(default, int) else jnp.float32
-    return jnp.broadcast_to(jnp.asarray(condition.get(name, default), dtype), n)
 
 
 def guided(

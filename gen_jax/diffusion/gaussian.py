@@ -27,7 +27,7 @@ from gen_jax.diffusion import (
     solvers,
     uses,
 )
-from gen_jax.diffusion.conditions import guided, hide, knob, labels
+from gen_jax.diffusion.conditions import guided, hide
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, Trajectory, spaced_times
 from gen_jax.method import (
@@ -35,9 +35,12 @@ from gen_jax.method import (
     Net,
     check_batch,
     descend,
+    knob,
+    labels,
     optimizer,
     optimizer_defaults,
     ramped_decay,
+    steps_taken,
 )
 
 CHOICES = ('network',)
@@ -258,7 +261,7 @@ def make_train_step(config, model: Model) -> Callable:
             return jnp.mean(each), (extra, {})
 
         drawn = x_0, x_t, t, eps, counts, label, key_dropout
-        decay = ramped_decay(config, state.net)
+        decay = ramped_decay(config, steps_taken(state.net))
         net, metrics = descend(state.net, loss_fn, tx, decay, drawn, config.accumulate)
         return State(net), metrics
 

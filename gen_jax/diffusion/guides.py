@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gen_jax.diffusion.conditions import knob, labels
 from gen_jax.diffusion.guidance import autoguidance, classified, interval
 from gen_jax.errors import UserError
-from gen_jax.method import Method
+from gen_jax.method import Method, knob, labels
 
 
 class Guided(struct.PyTreeNode):

@@ -15,12 +15,12 @@ from flax import struct
 
 from gen_jax.config import require
 from gen_jax.diffusion import adm, discrete, samplers
-from gen_jax.diffusion.conditions import labels
 from gen_jax.method import (
     Method,
     Net,
     check_batch,
     descend,
+    labels,
     optimizer,
     optimizer_defaults,
     recognised,

@@ -19,7 +19,7 @@ SMALL = {
         'model.hidden': 16,
         'model.latent_dim': 2,
     },
-    'gans.dcgan': {'data.image_size': 16, 'model.width': 4},
+    'gans.adversarial': {'data.image_size': 16, 'model.width': 4},
     'metrics.features.classifier': {'data.num_classes': 10, 'model.widths': (4,)},
 }
 NETWORK = {'diffusion.gaussian': {'network': 'small'}}
@@ -57,7 +57,7 @@ def test_a_step_writes_the_state_where_it_was(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', [name for name in SMALL if name != 'gans.dcgan'])
+@pytest.mark.parametrize('method', [name for name in SMALL if name != 'gans.adversarial'])
 def test_a_batch_in_parts_makes_the_same_step(method):
     whole, parts = program(method), program(method, accumulate=2)
     (batch,) = batches(whole, 1)
@@ -71,7 +71,7 @@ def test_a_batch_in_parts_makes_the_same_step(method):
 
 @pytest.mark.slow
 def test_batch_statistics_pass_from_part_to_part():
-    whole, parts = program('gans.dcgan'), program('gans.dcgan', accumulate=2)
+    whole, parts = program('gans.adversarial'), program('gans.adversarial', accumulate=2)
     (batch,) = batches(whole, 1)
     a, b = (made.train_step(0, made.init(), made.to_global(batch))[0] for made in (whole, parts))
     (of_whole, of_parts) = (x.discriminator.extra['batch_stats']['norm_1']['var'] for x in (a, b))
@@ -135,6 +135,6 @@ def test_half_precision_computes_what_single_does_and_keeps_its_parameters(metho
         made.train_step(0, made.init(), made.to_global(batch)) for made in (single, half)
     )
     assert all(x.dtype == np.float32 for x in b.values())
-    loss = 'd_loss' if method == 'gans.dcgan' else 'loss'
+    loss = 'd_loss' if method == 'gans.adversarial' else 'loss'
     assert float(b[loss]) != float(a[loss])
     assert float(b[loss]) == pytest.approx(float(a[loss]), rel=0.02)

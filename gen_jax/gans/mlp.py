@@ -1,0 +1,144 @@
+"""Networks of dense layers: those of the first GANs, and of toy problems.
+
+Goodfellow et al. 2014 (section 5) and, told labels, Mirza and Osindero 2014 (section 4.1): the
+discriminator has maxout units (Goodfellow et al. 2013) and dropout. With `pieces` 1 units are
+rectified instead. Both papers' last layer is a sigmoid, for pixels in [0, 1]; here it is a
+hyperbolic tangent, for [-1, 1], which is the same function of twice its input.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gen_jax.config import nearest, require
+from gen_jax.gans.layers import Dense, MinibatchDiscrimination
+from gen_jax.nn.dropout import Dropout
+
+CONDITIONS = ('none', 'concat')
+OUTPUTS = ('tanh', 'linear')
+XAVIER = nn.initializers.xavier_uniform()
+
+
+class Generator(nn.Module):
+    """Noise, and the label where it is told, to an image by rectified layers.
+
+    Attributes:
+      shape: (h, w, c) of the image.
+      widths: of the hidden layers.
+      latent_dim: length d of z.
+      num_classes: k; 0: no labels.
+      output: 'tanh', or 'linear' for data that are no pixels.
+    """
+
+    shape: tuple[int, int, int]
+    widths: tuple[int, ...]
+    latent_dim: int
+    num_classes: int
+    output: str
+
+    @nn.compact
+    def __call__(self, z, label=None, *, train: bool, keys=None):
+        """Noise [b, d] and int32 [b] or None -> float32 images [b, h, w, c]."""
+        del train, keys
+        x = _beside(z, label, self.num_classes)  # [b, d + k]
+        for i, width in enumerate(self.widths):
+            x = nn.relu(nn.Dense(width, kernel_init=XAVIER, name=f'dense_{i}')(x))  # [b, width]
+        x = nn.Dense(math.prod(self.shape), kernel_init=XAVIER, name='out')(x)
+        x = x.reshape(-1, *self.shape)  # [b, h, w, c]
+        return jnp.tanh(x) if self.output == 'tanh' else x
+
+
+class Discriminator(nn.Module):
+    """Images, and the label where it is told, to logits; sows its last hidden layer as 'features'.
+
+    Attributes:
+      widths: of the hidden layers.
+      pieces: linear functions of which a maxout unit is the largest; 1: rectified units.
+      dropout: share of hidden values that are dropped in training.
+      spectral: whether weights are divided by their largest singular value.
+      num_classes: k; 0: no labels.
+      minibatch_kernels: closenesses that minibatch discrimination tells the last layer; 0: none.
+    """
+
+    widths: tuple[int, ...]
+    pieces: int
+    dropout: float
+    spectral: bool
+    num_classes: int
+    minibatch_kernels: int
+
+    @nn.compact
+    def __call__(self, x, label=None, *, train: bool):
+        """Images [b, h, w, c], int32 [b] or None -> logits [b]; training has the rng 'dropout'."""
+        x = _beside(x.reshape(len(x), -1), label, self.num_classes)  # [b, h w c + k]
+        for i, width in enumerate(self.widths):
+            x = self._dense(width * self.pieces, train, f'dense_{i}')(x)
+            # [b, width]
+            x = x.reshape(-1, width, self.pieces).max(-1) if self.pieces > 1 else nn.relu(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
+        self.sow('intermediates', 'features', x)
+        if self.minibatch_kernels:
+            x = MinibatchDiscrimination(self.minibatch_kernels, name='minibatch')(x)
+        return self._dense(1, train, 'out')(x)[:, 0]
+
+    def _dense(self, width, train, name):
+        return Dense(width, kernel_init=XAVIER, spectral=self.spectral, train=train, name=name)
+
+
+def _beside(x, label, num_classes):
+    """Vectors x [b, d], and the label [b] as a one-hot vector after it."""
+    if not num_classes:
+        return x
+    return jnp.concatenate([x, jax.nn.one_hot(label, num_classes)], -1)
+
+
+def defaults() -> dict:
+    """The networks' part of a config, `config.model`."""
+    return {
+        'latent_dim': 100,  # length of z
+        'g_widths': (1200, 1200),  # of the generator's hidden layers
+        'd_widths': (240, 240),  # of the discriminator's
+        'pieces': 5,  # of its maxout units; 1: rectified units
+        'dropout': 0.5,  # share of its hidden values that are dropped
+        'd_spectral': False,  # whether its weights have spectral normalisation
+        'condition': 'none',  # how labels are told: none, concat (beside z, and beside the image)
+        'minibatch_kernels': 0,  # of minibatch discrimination; 0: none
+        'output': 'tanh',  # of the generator: tanh, linear
+    }
+
+
+def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
+    """The networks that `config.model` describes, for images as `config.data` says.
+
+    Args:
+      config: with `model` as in `defaults` and `data.{image_size, channels}`.
+      num_classes: of the labels, where `model.condition` tells them.
+
+    Raises:
+      UserError: a number or name is out of bounds.
+    """
+    model, data = config.model, config.data
+    for name, least in (('latent_dim', 1), ('pieces', 1), ('minibatch_kernels', 0)):
+        expected = f'a whole number of at least {least}'
+        require(model[name] >= least, f'model.{name}', model[name], expected)
+    for name in ('g_widths', 'd_widths'):
+        good = len(model[name]) > 0 and min(model[name]) >= 1
+        require(good, f'model.{name}', model[name], 'whole numbers of at least 1, one or more')
+    require(0 <= model.dropout < 1, 'model.dropout', model.dropout, '0 or more, below 1')
+    for name, known in (('condition', CONDITIONS), ('output', OUTPUTS)):
+        value = model[name]
+        require(value in known, f'model.{name}', value, f'a known name{nearest(value, known)}')
+    classes = num_classes if model.condition == 'concat' else 0
+    shape = (data.image_size, data.image_size, data.channels)
+    generator = Generator(shape, tuple(model.g_widths), model.latent_dim, classes, model.output)
+    discriminator = Discriminator(
+        tuple(model.d_widths),
+        model.pieces,
+        model.dropout,
+        model.d_spectral,
+        classes,
+        model.minibatch_kernels,
+    )
+    return generator, discriminator
