@@ -1,0 +1,58 @@
+"""The configs of GANs have their recipes' numbers.
+
+Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{SNGAN,SAGAN,WGAN-GP,
+BigGAN,StyleGAN2}.yaml with the defaults of config.py (github.com/POSTECH-CVLab/PyTorch-StudioGAN at
+947b35e), and scripts/launch_cifar_ema.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
+"""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gen_jax.config import create
+
+ROOT = Path(__file__).parents[2]
+# Parameters of both networks; images that the discriminator sees in a step and in all, millions.
+ROWS = {
+    ('sngan_cifar10', ''): (4_304_387, 1_055_105, 64, 32.0),
+    ('sngan_cifar10', 'acgan'): (4_304_387, 1_055_105, 64, 32.0),
+    ('sngan_cifar10', 'sagan'): (4_386_308, 1_075_586, 64, 32.0),
+    # StudioGAN's critic has 2,054 more, of batch norm.
+    ('sngan_cifar10', 'wgan_gp'): (4_276_739, 1_053_825, 64, 32.0),
+    ('sngan_cifar10', 'unconditional'): (4_276_739, 1_053_825, 64, 32.0),
+    ('biggan_cifar10', ''): (9_416_196, 2_415_170, 64, 32.0),
+    ('biggan_cifar10', 'authors'): (4_304_387, 4_207_361, 50, 25.0),
+    ('stylegan2_cifar10', ''): (20_215_315, 23_089_664, 64, 12.8),
+    ('stylegan2_cifar10', 'unconditional'): (19_947_539, 20_720_641, 64, 12.8),
+}
+
+
+def load(file, variant):
+    spec = importlib.util.spec_from_file_location(file, ROOT / f'configs/{file}.py')
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module.get_config(variant)
+
+
+@pytest.mark.parametrize(('file', 'variant'), ROWS, ids=lambda name: name or 'main')
+def test_networks_and_budget(file, variant):
+    config = load(file, variant)
+    *parameters, batch, millions = ROWS[file, variant]
+    images = {'image': jax.ShapeDtypeStruct((config.batch_size, 32, 32, 3), jnp.float32)}
+    state = jax.eval_shape(create(config).init, jax.random.key(0), images)
+    nets = state.generator, state.discriminator
+    found = [sum(math.prod(x.shape) for x in jax.tree.leaves(net.params)) for net in nets]
+    assert found == parameters
+    assert config.batch_size == batch * config.gan.n_critic
+    assert config.steps * config.batch_size == pytest.approx(millions * 1e6)
+
+
+def test_rates_of_lazy_regularisation_are_the_authors():
+    """training_loop of StyleGAN2: rate and betas for k steps and one more; k is 4 and 16."""
+    config = load('stylegan2_cifar10', '')
+    assert config.optimizer.learning_rate == pytest.approx(0.0025 * 4 / 5)
+    assert config.optimizer.learning_rate * config.gan.d_rate_ratio == pytest.approx(0.0025)
+    assert config.ema_decay == pytest.approx(0.5 ** (64 / 500_000), abs=1e-7)
