@@ -3,7 +3,8 @@
 Those of github.com/ermongroup/ncsnv2, which its README offers: exp/logs/NAME/checkpoint_STEP.pth.
 """
 
-import re
+import functools
+import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,13 +63,15 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     Args, errors: as of `load`.
     """
     tree = torch_tensors.read(path)
-    if not isinstance(tree, list) or len(tree) not in (4, 5) or not isinstance(tree[0], dict):
+    try:
+        state, _, _, _, *averages = tree
+        parts = [_plain(part) for part in (state, *averages)]
+    except (TypeError, ValueError, AttributeError):
         raise UserError(
             f'{path} is no checkpoint of ncsnv2: expected a list of 4 or 5 parts, of which the '
             'first holds tensors; read a file of tensors alone with gen_jax.interop.tensors'
-        )
-    averages = tree[4] if len(tree) == 5 else {}
-    return _plain(tree[0]) | _plain(averages)
+        ) from None
+    return functools.reduce(operator.or_, parts)
 
 
 def from_reference(
@@ -121,23 +124,22 @@ def _names(net: RefineNet, place: str | Path = 'ncsnv2') -> Callable[[str], str]
     """Our name of a tensor, with torch's leaf -> the authors'."""
     stages = len(net.multipliers)
     if stages not in NUMBERS:
-        raise UserError(f'{place} has a network of 4, 5 or 6 stages, expected {stages}')
+        raise UserError(f'{place}: expected a net of 4, 5 or 6 stages, as ncsnv2 has, got {stages}')
     down, up = NUMBERS[stages]
 
     def rename(name: str) -> str:
         module, *layers, leaf = name.split('.')
-        way, *numbers = re.findall(r'down|refine|\d+', module) or ['']
-        if not way:
-            module = PLACES[module]
-        elif way == 'refine':
-            module = f'refine{up[stages - 1 - int(numbers[0])]}'
-            layers = [_refine_layer(layer) for layer in layers]
+        if module in PLACES:
+            return f'{PLACES[module]}.{leaf}'
+        way, number, *block = module.split('_')  # down_0_block_1, refine_0
+        stage = int(number)
+        if way == 'refine':
+            places = [f'refine{up[stages - 1 - stage]}', *map(_refine_layer, layers)]
         else:
-            stage, block = map(int, numbers)
-            halves = 0 < stage < stages - len(DILATIONS) and block == 0
-            module = f'res{down[stage]}.{block}'
+            halves = 0 < stage < stages - len(DILATIONS) and block[1] == '0'
             layers = [LAYERS[layer] + POOLED.get(layer, '') * halves for layer in layers]
-        return '.'.join([module, *layers, leaf])
+            places = [f'res{down[stage]}', block[1], *layers]
+        return '.'.join([*places, leaf])
 
     return rename
 

@@ -149,7 +149,7 @@ def test_a_checkpoint_without_averages_has_its_parameters(tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, case.params())))
 
 
-@pytest.mark.parametrize('tree', [{'model': 3}, [1], [{}, {}, 1], [[], {}, 1, 2]])
+@pytest.mark.parametrize('tree', [{'model': 3}, 1, [{}, {}, 1], [[], {}, 1, 2], [{}, {}, 1, 2, 3]])
 def test_what_is_no_checkpoint_is_refused(tmp_path, tree):
     torch = pytest.importorskip('torch')
     torch.save(tree, tmp_path / 'a.pth')
@@ -187,5 +187,5 @@ def test_other_weights_are_refused(change, says):
 
 def test_a_network_that_the_authors_have_not_is_named():
     net = RefineNet(channels=8, multipliers=(1, 1, 1))
-    with pytest.raises(UserError, match='4, 5 or 6 stages, expected 3'):
+    with pytest.raises(UserError, match='4, 5 or 6 stages, as ncsnv2 has, got 3'):
         ncsnv2.from_reference({}, net)
