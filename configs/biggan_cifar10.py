@@ -10,8 +10,8 @@ Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_g
 differs: samples take running statistics of the averaged generator, not standing ones.
 
 Variants:
-  authors: the authors' script for CIFAR-10 (github.com/ajbrock/BigGAN-PyTorch at 9845943): 4,304,387
-    and 4,207,361 parameters, 4 x 50 images a step, beta_1 0; 500 epochs.
+  authors: the authors' script for CIFAR-10 (github.com/ajbrock/BigGAN-PyTorch at 9845943):
+    4,304,387 and 4,207,361 parameters, 4 x 50 images a step, beta_1 0; 500 epochs.
   diffaug: with DiffAugment (Zhao et al. 2020).
   cr: with consistency regularisation (Zhang et al. 2020), weight 10.
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

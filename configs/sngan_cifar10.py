@@ -7,7 +7,7 @@ The recipe decides the number, and this is that of github.com/POSTECH-CVLab/PyTo
 generator, each on 64 images of its own, Adam with beta_1 0.5. The papers' beta_1 is 0.
 Cost: 100,000 steps of 5 x 64 images.
 Networks: 4,304,387 and 1,055,105 parameters.
-Paper: FID 17.5, Inception score 8.62 with labels (Miyato and Koyama 2018); StudioGAN: FID 9.01, 8.83.
+Paper: FID 17.5, Inception score 8.62 (Miyato and Koyama 2018); StudioGAN: FID 9.01, 8.83.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
 
 Variants:

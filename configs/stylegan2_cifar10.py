@@ -8,7 +8,8 @@ with Limited Data", without adaptive augmentation: no style mixing, no path leng
 Cost: 200,000 steps of 64 images.
 Networks: 20,215,315 and 23,089,664 parameters.
 StudioGAN: FID 3.78, Inception score 10.17.
-Ours: not trained here. Networks and penalties agree with the authors' (tests/parity/test_stylegan2.py).
+Ours: not trained here. Networks and penalties agree with the authors'
+(tests/parity/test_stylegan2.py).
 What differs: the authors' generator has beta_2 = 0.99 ** 0.8, from steps of regularisation that it
 does not take here; its learning rate, lowered for the same reason, is theirs.
 

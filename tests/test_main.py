@@ -152,6 +152,7 @@ PAPERS = (
     'edm_ffhq64',
     'edm_imagenet64',
     'improved_ddpm_cifar10',
+    'ncsnv2_cifar10',
     'rectified_flow_cifar10',
     'score_sde_cifar10',
 )

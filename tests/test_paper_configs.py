@@ -4,6 +4,7 @@ The expectations are typed from the authors' files, in their own terms, and not 
 
   song     github.com/yang-song/score_sde at 0acb9e0, configs/default_cifar10_configs.py and
            configs/{vp,subvp,ve}/cifar10_*_continuous.py
+  ermon    github.com/ermongroup/ncsnv2 at 1bcea03, configs/cifar10.yml
   karras   github.com/NVlabs/edm at 008a4e5, README.md ("Training new models") and train.py
   dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, steps and learning
            rates from the paper (appendix I); of the classifiers these and their weight decay are
@@ -29,7 +30,7 @@ from gen_jax.diffusion import adm, continuous, gaussian
 ROOT = Path(__file__).parents[1]
 SONG, KARRAS, FACES = 'score_sde_cifar10', 'edm_cifar10', 'edm_ffhq64'
 IMAGENET, DHARIWAL, FLOW = 'edm_imagenet64', 'adm_imagenet', 'rectified_flow_cifar10'
-CLASSIFIERS = 'adm_classifier_imagenet'
+CLASSIFIERS, LADDER = 'adm_classifier_imagenet', 'ncsnv2_cifar10'
 MODELS = {'diffusion.continuous': continuous.Model, 'diffusion.gaussian': gaussian.Model}
 
 # File and variant: parameters as the reference counts them, millions of images in training, calls
@@ -41,6 +42,7 @@ ROWS = {
     (SONG, 'sub_vp_deep'): (106_632_579, 121.6, 1000),
     (SONG, 've'): (62_758_915, 166.4, 2000),
     (SONG, 've_deep'): (107_587_075, 121.6, 2000),
+    (LADDER, ''): (29_694_083, 38.4, 1161),
     (KARRAS, ''): (55_733_891, 200, 35),
     (KARRAS, 'conditional'): (55_735_299, 200, 35),
     (KARRAS, 've'): (56_397_827, 200, 35),
@@ -126,7 +128,7 @@ def test_calls_of_the_network(file, variant):
 
 
 def test_every_variant_has_a_row_and_stands_in_its_docstring():
-    for file in (SONG, KARRAS, FACES, IMAGENET, DHARIWAL, CLASSIFIERS, FLOW):
+    for file in (SONG, KARRAS, FACES, IMAGENET, DHARIWAL, CLASSIFIERS, FLOW, LADDER):
         variants = [variant for name, variant in ROWS if name == file and variant]
         for variant in (*variants, 'tiny'):
             assert f' {variant}' in module(file).__doc__, (file, variant)
@@ -242,6 +244,33 @@ NCSN = (
         'sampler.spacing': 'linear',
     }
 )
+ERMON = {
+    'optimizer.learning_rate': 1e-4,  # optim.lr
+    'optimizer.b1': 0.9,
+    'optimizer.b2': 0.999,
+    'optimizer.weight_decay': 0.0,
+    'optimizer.warmup': 0,
+    'optimizer.decay_steps': 0,
+    'optimizer.clip': 0.0,
+    'batch_size': 128,
+    'data.image_size': 32,
+    'data.flip': True,  # data.random_flip
+    'data.num_classes': 0,
+    'network': 'refinenet',
+    'model.channels': 128,  # model.ngf
+    'model.multipliers': (1, 2, 2, 2),
+    'diffusion.process': 'ladder',  # model.sigma_dist: geometric
+    'diffusion.levels': 232,  # model.num_classes
+    'diffusion.times': 'levels',
+    'diffusion.prediction': 'score',
+    'diffusion.weighting': 'simple',  # training.anneal_power: 2
+    'ema_decay': 0.999,  # model.ema_rate
+    'ema_rampup': 0.0,
+    'sampler.name': 'annealed_langevin',
+    'sampler.spacing': 'linear',
+    'sampler.corrections': 5,  # sampling.n_steps_each
+    'sample.knobs.steps': 232,
+}
 CIFAR = EDM | {
     'batch_size': 512,
     'data.num_classes': 0,
@@ -281,6 +310,7 @@ RECIPES = {
     (SONG, 'sub_vp_deep'): VP | {'diffusion.process': 'sub_vp', 'model.blocks': 8},
     (SONG, 've'): NCSN,
     (SONG, 've_deep'): NCSN | {'model.blocks': 8},
+    (LADDER, ''): ERMON,
     (KARRAS, ''): CIFAR | DDPMPP,
     (KARRAS, 'conditional'): CIFAR | DDPMPP | {'data.num_classes': 10},
     (KARRAS, 've'): CIFAR | NCSNPP,
@@ -390,6 +420,7 @@ def test_edm_counts_in_images(file, half_life, ramp):
     [
         (SONG, 've', 0.5 * 32 * 32 * 3),  # reduce_mean False: half the sum
         (SONG, 've_deep', 0.5 * 32 * 32 * 3),
+        (LADDER, '', 0.5 * 32 * 32 * 3),  # half the sum
         (KARRAS, '', 32 * 32 * 3),  # loss.sum() over a batch's share
         (FACES, '', 64 * 64 * 3),
         (IMAGENET, '', 100 * 64 * 64 * 3),  # --ls=100
@@ -409,6 +440,15 @@ def test_ve_is_score_sdes_in_images_twice_as_large():
     np.testing.assert_allclose(model.time(ends), np.log([0.01, 50.0]), rtol=1e-5)
 
 
+def test_ladder_is_ncsnv2s_in_images_twice_as_large():
+    config = load(LADDER)
+    ends = model_of(config).process.sigma(jnp.float32([0.0, 231.0])) / 2
+    np.testing.assert_allclose(ends, [0.01, 50.0], rtol=1e-5)  # sigma_end, sigma_begin
+    # How far a step follows the score, in theirs.
+    step = 2 * (config.sample.knobs.snr * ends[0]) ** 2
+    assert step == pytest.approx(6.2e-6, rel=1e-5)  # sampling.step_lr
+
+
 def test_rectified_flows_average_is_the_authors_at_the_end():
     config = load(FLOW)
     n = config.steps
@@ -420,6 +460,7 @@ def test_rectified_flows_average_is_the_authors_at_the_end():
     ('file', 'variant'),
     [
         (SONG, 've'),
+        (LADDER, ''),
         (KARRAS, 'conditional'),
         (DHARIWAL, 'at_256'),
         (FLOW, 'ot_cfm'),

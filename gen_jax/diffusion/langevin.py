@@ -80,7 +80,9 @@ def annealed_langevin(
       keys: [n].
       shape: (h, w, c).
       snr: float32 [n]; the paper's step size alpha_i is (2 snr sigma_i)^2, so that its epsilon is
-        (2 snr)^2 times the least variance: 0.22 for its 2e-5 and sigma_L = 0.01.
+        (2 snr)^2 times the least variance: 0.22 for its 2e-5 and sigma_L = 0.01. Song and Ermon
+        2020 write alpha_i for half of that (2 snr^2 sigma_i^2, as the authors' code has it for
+        both papers): sqrt(epsilon / 2) / sigma_L, 0.176 for their 6.2e-6.
       corrections: Langevin steps at each noise, T in the paper.
 
     Returns:

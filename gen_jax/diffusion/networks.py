@@ -3,9 +3,9 @@
 import flax.linen as nn
 
 from gen_jax.config import nearest, require
-from gen_jax.diffusion import adm, dit, song, unet
+from gen_jax.diffusion import adm, dit, refinenet, song, unet
 
-NETWORKS = {'unet': unet, 'song': song, 'adm': adm, 'dit': dit}
+NETWORKS = {'unet': unet, 'song': song, 'adm': adm, 'dit': dit, 'refinenet': refinenet}
 
 
 def defaults(network: str) -> dict:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gen_jax.config import nearest
 from gen_jax.diffusion.adm import ADMClassifier, ADMUNet, Encoder, number_of_heads
 from gen_jax.errors import UserError
-from gen_jax.interop.tensors import read_tensors, to_variables, torch_name
+from gen_jax.interop.tensors import read_tensors, to_tensors, to_variables
 
 
 class Published(NamedTuple):
@@ -197,17 +197,15 @@ def to_reference(
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_reference`: a state dict of guided-diffusion, of float32 arrays."""
     params = _relaid(params, net, OURS, OURS if new_order else LEGACY)
-    tensors = {}
-    for path, x in flatten_dict(params).items():
-        x = np.asarray(x, np.float32)
-        if path[-1] == 'kernel':
-            x = np.moveaxis(x, (-1, -2), (0, 1))  # [..., in, out] -> [out, in, ...]
-            x = x.reshape(*x.shape, *[1] * POINTWISE.get(path[-2], 0))
-        elif path[-1] == 'positional_embedding':
-            x = x.T
-        name = _reference_name(torch_name(path), net, image_size)
-        tensors[name] = np.ascontiguousarray(x)
-    return tensors
+    tensors = to_tensors(
+        {'params': params},
+        lambda name: _reference_name(name, net, image_size),
+        lambda path: POINTWISE.get(path[-2], 0),
+    )
+    return {
+        name: np.ascontiguousarray(x.T) if name.endswith('positional_embedding') else x
+        for name, x in tensors.items()
+    }
 
 
 def from_edm(

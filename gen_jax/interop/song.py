@@ -207,16 +207,8 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def _to_torch(variables: dict, rename: Callable[[str], str]) -> dict[str, np.ndarray]:
-    """Tensors as torch lays them out: outputs first, then inputs, then height and width."""
-    tensors = {}
-    for path, x in flatten_dict(variables).items():
-        x = np.asarray(x, np.float32)
-        if path[-1] == 'kernel':
-            x = np.moveaxis(x, (-1, -2), (0, 1))  # [..., in, out] -> [out, in, ...]
-            if 'embedding' not in path and x.ndim == 2:
-                x = x[:, :, None, None]  # [out, in] -> [out, in, 1, 1]
-        tensors[rename(torch_tensors.torch_name(path[1:]))] = np.ascontiguousarray(x)
-    return tensors
+    """Tensors as torch lays them out; dense layers are convolutions there, but the embedding's."""
+    return torch_tensors.to_tensors(variables, rename, lambda path: 2 * ('embedding' not in path))
 
 
 def _shapes(net: SongUNet, image_size: int) -> dict:

@@ -182,6 +182,29 @@ def to_variables(
     return unflatten_dict({path: np.array(x, np.float32, order='C') for path, x in leaves.items()})
 
 
+def to_tensors(
+    variables: dict,
+    rename: Callable[[str], str],
+    pointwise: Callable[[tuple[str, ...]], int],
+) -> dict[str, np.ndarray]:
+    """The inverse of `to_variables`: float32 tensors with torch's names and torch's layout.
+
+    Args:
+      variables: {'params': {...}, ...}, of arrays.
+      rename: `torch_name` of a leaf's path without its collection -> its name among the tensors.
+      pointwise: path of a dense layer's kernel -> over how many axes it is a 1x1 convolution there.
+    """
+    tensors = {}
+    for path, x in flatten_dict(variables).items():
+        x = np.asarray(x, np.float32)
+        if path[-1] == 'kernel':
+            x = np.moveaxis(x, (-1, -2), (0, 1))  # [..., in, out] -> [out, in, ...]
+            if x.ndim == 2:
+                x = x.reshape(*x.shape, *[1] * pointwise(path))
+        tensors[rename(torch_name(path[1:]))] = np.ascontiguousarray(x)
+    return tensors
+
+
 def _to_flax(x: np.ndarray, leaf: str, ndim: int) -> np.ndarray:
     if leaf != 'kernel' or x.ndim < 2:
         return x

@@ -29,7 +29,7 @@ def filled(shapes: dict[str, tuple[int, ...]], outputs_first: bool = True) -> di
             fan_in = np.prod(shape[1:] if outputs_first else shape[:-1])
             x = x / np.sqrt(fan_in)
         else:
-            scale = name.endswith(('weight', 'scale', 'gain'))
+            scale = name.endswith(('weight', 'scale', 'gain', 'alpha', 'gamma'))
             x = 0.2 * x + scale
         weights[name] = x.astype(np.float32)
     return weights
