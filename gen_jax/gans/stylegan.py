@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import require
 from gen_jax.gans.progressive import HE, Discriminator, blurred, grown, leaky
 from gen_jax.gans.style_layers import (
     BOX,
@@ -27,7 +26,7 @@ from gen_jax.gans.style_layers import (
     sizes_up_to,
     width_at,
 )
-from gen_jax.gans.stylegan2 import StyleGenerator
+from gen_jax.gans.stylegan2 import StyleGenerator, fields
 
 WHOLE = ('latent_dim', 'w_dim', 'channel_max', 'mapping_layers', 'mbstd_group')
 CHOICES = {'dtype': tuple(DTYPES)}
@@ -160,22 +159,7 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
     Raises:
       UserError: where the numbers do not fit each other.
     """
-    model, data = config.model, config.data
     check_model(config, WHOLE, CHOICES)
-    require(model.mapping_rate > 0, 'model.mapping_rate', model.mapping_rate, 'a positive number')
-    shared = {
-        'channel_base': model.channel_base,
-        'channel_max': model.channel_max,
-        'num_classes': num_classes,
-        'dtype': DTYPES[model.dtype],
-    }
-    generator = Generator(
-        latent_dim=model.latent_dim,
-        w_dim=model.w_dim,
-        image_size=data.image_size,
-        channels=data.channels,
-        mapping_layers=model.mapping_layers,
-        mapping_rate=model.mapping_rate,
-        **shared,
-    )
-    return generator, Discriminator(group=model.mbstd_group, blur=True, **shared)
+    told, shared = fields(config, num_classes)
+    discriminator = Discriminator(group=config.model.mbstd_group, blur=True, **shared)
+    return Generator(**told, **shared), discriminator

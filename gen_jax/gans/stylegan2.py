@@ -348,29 +348,37 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
     Raises:
       UserError: where the numbers do not fit each other.
     """
-    model, data = config.model, config.data
+    model = config.model
     check_model(config, WHOLE, CHOICES)
-    require(model.mapping_rate > 0, 'model.mapping_rate', model.mapping_rate, 'a positive number')
-    shared = {
-        'channel_base': model.channel_base,
-        'channel_max': model.channel_max,
-        'num_classes': num_classes,
-        'dtype': DTYPES[model.dtype],
-    }
-    generator = Generator(
-        latent_dim=model.latent_dim,
-        w_dim=model.w_dim,
-        image_size=data.image_size,
-        channels=data.channels,
-        mapping_layers=model.mapping_layers,
-        mapping_rate=model.mapping_rate,
-        architecture=model.g_architecture,
-        **shared,
-    )
+    told, shared = fields(config, num_classes)
     discriminator = Discriminator(
         label_layers=model.label_layers,
         architecture=model.d_architecture,
         group=model.mbstd_group,
         **shared,
     )
-    return generator, discriminator
+    return Generator(architecture=model.g_architecture, **told, **shared), discriminator
+
+
+def fields(config, num_classes: int) -> tuple[dict, dict]:
+    """What both StyleGANs' generators are made of, and what their discriminators share with them.
+
+    Args, errors: as of `from_config`.
+    """
+    model, data = config.model, config.data
+    require(model.mapping_rate > 0, 'model.mapping_rate', model.mapping_rate, 'a positive number')
+    generator = {
+        'latent_dim': model.latent_dim,
+        'w_dim': model.w_dim,
+        'image_size': data.image_size,
+        'channels': data.channels,
+        'mapping_layers': model.mapping_layers,
+        'mapping_rate': model.mapping_rate,
+    }
+    shared = {
+        'channel_base': model.channel_base,
+        'channel_max': model.channel_max,
+        'num_classes': num_classes,
+        'dtype': DTYPES[model.dtype],
+    }
+    return generator, shared
