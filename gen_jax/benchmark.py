@@ -339,7 +339,7 @@ def _call(program: Program, name: str, chains: dict[str, Chain], state) -> tuple
     """
 
     def train(state):
-        return program.train_step(0, state, batch)[0]
+        return program.train_step(program.config.steps, state, batch)[0]  # as the last ones are
 
     def denoise(x_t):
         return program.denoise(chains['train_step'].carry, x_t, t, condition)

@@ -26,7 +26,8 @@ class Method(NamedTuple):
 
     Attributes:
       init: (key, batch) -> state. Only the batch's shapes and dtypes may matter.
-      train_step: (key, state, batch) -> (state, {name: scalar}).
+      train_step: (key, state, batch) -> (state, {name: scalar}); where `stage` is not None, also
+        with the keyword `stage`, for each of which it is compiled anew.
       sample_step: (keys[n], state, condition) -> images [n, h, w, c] in [-1, 1]. Sample i depends
         on keys[i] and condition[i] only, never on n.
       evaluate_step: (keys[b], state, batch) -> {name: [b]}, one number per example.
@@ -41,6 +42,7 @@ class Method(NamedTuple):
         the config's; 0: `config.data.num_classes`.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
       network_calls: calls of the network in one `sample_step`, as the config has it.
+      stage: (step) -> hashable, of what a training step is, where that is not always the same.
       advise: ({name: mean over some steps}) -> {what goes wrong in training: what to do}.
     """
 
@@ -56,6 +58,7 @@ class Method(NamedTuple):
     num_classes: int = 0
     latent_dim: int | None = None
     network_calls: int = 1
+    stage: Callable | None = None
     advise: Callable | None = None
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -34,6 +35,8 @@ from gen_jax.gans import networks
 from gen_jax.gans.augment import AUGMENTATIONS, augmented, moved
 from gen_jax.gans.objectives import OBJECTIVES, Objective
 from gen_jax.gans.penalties import PENALTIES, path_lengths
+from gen_jax.gans.progressive import faded
+from gen_jax.gans.style_layers import sizes_up_to
 from gen_jax.method import (
     Method,
     Net,
@@ -45,6 +48,7 @@ from gen_jax.method import (
     optimizer_defaults,
     ramped_decay,
 )
+from gen_jax.nn.resize import double, halve
 
 CHOICES = ('network',)
 # Of generators that map z to styles (Karras et al. 2019 and 2020).
@@ -52,6 +56,12 @@ STYLE = {
     'style_mixing': 0.9,  # share of images with the styles of two z; 0: none
     'path_length': 2.0,  # weight of path length regularisation; 0: none
     'path_length_every': 4,  # training steps
+}
+# Of networks that can grow (Karras et al. 2018).
+GROWTH = {
+    # Training steps of each size, from 4x4 pixels on, and as many until the next has faded in;
+    # 0: all at full size
+    'grow_steps': 0,
 }
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many
@@ -74,9 +84,11 @@ def defaults(network: str = 'dcgan') -> dict:
             'd_rate_ratio': 1.0,  # the discriminator's learning rate over the generator's
             'penalty': '',  # on its gradient: wgan_gp, dragan, r1, r2, r1_r2; '': none
             'penalty_weight': 10.0,  # lambda, or gamma
+            'penalty_target': 1.0,  # the norm that wgan_gp and dragan draw it to
             # Training steps from one penalty to the next, which is as much stronger (lazy
             # regularisation, Karras et al. 2020); Adam is told of the steps in between
             'penalty_every': 1,
+            'drift': 0.0,  # weight of E[D(x)^2] of real images (Karras et al. 2018)
             'clip_weights': 0.0,  # largest parameter of a critic (WGAN); 0: any
             'instance_noise': 0.0,  # deviation of noise on all that the discriminator sees
             'instance_noise_steps': 0,  # training steps until it has faded to 0; 0: it stays
@@ -87,6 +99,7 @@ def defaults(network: str = 'dcgan') -> dict:
             'unroll': 0,  # steps of the discriminator that the generator looks ahead
             'auxiliary_weight': 1.0,  # of the classifier's losses, with model.condition='auxiliary'
             **(STYLE if styled else {}),
+            **(GROWTH if network in networks.GROWING else {}),
         },
         # The generator's; the discriminator's differs by d_rate_ratio.
         'optimizer': optimizer_defaults(learning_rate=2e-4, b1=0.5),
@@ -108,7 +121,7 @@ class State(struct.PyTreeNode):
 
     Attributes:
       step: training steps so far.
-      path_length: their running mean; None where it is not regularised.
+      path_length: its running mean; None where it is not regularised.
     """
 
     generator: Net
@@ -118,7 +131,10 @@ class State(struct.PyTreeNode):
 
 
 class Game(NamedTuple):
-    """What both players know: the nets, the rules (`config.gan`), and how each learns."""
+    """What both players know: the nets, the rules (`config.gan`), and how each learns.
+
+    Where networks grow, `growth` has the size of a step and how far it is faded in.
+    """
 
     generator: nn.Module
     discriminator: nn.Module
@@ -127,6 +143,7 @@ class Game(NamedTuple):
     g_tx: optax.GradientTransformation
     d_tx: optax.GradientTransformation
     accumulate: int
+    growth: Any = None
 
     def draw(self, key: jax.Array, image: jax.Array, label: jax.Array | None) -> 'Round':
         """What a step needs beside images [b, h, w, c] and their labels."""
@@ -174,12 +191,13 @@ def play(module: nn.Module, variables: dict, *args, **options) -> tuple[Any, dic
 
 def generate(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict]:
     """Images [b, h, w, c] and the generator's collections after it."""
-    noise = asked.keys_of(NOISE)
+    noise, growth = asked.keys_of(NOISE), game.growth or {}
     if 'style_mixing' not in game.rules:
-        images, extra, _ = play(game.generator, variables, asked.z, asked.label, keys=noise)
+        told = asked.z, asked.label
+        images, extra, _ = play(game.generator, variables, *told, keys=noise, **growth)
         return images, extra
     ws, extra = styles(game, variables, asked)
-    return game.generator.apply(variables, ws, noise, method='synthesis'), extra
+    return game.generator.apply(variables, ws, noise, method='synthesis', **growth), extra
 
 
 def styles(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict]:
@@ -226,14 +244,18 @@ class Judge(NamedTuple):
 
     def __call__(self, variables: dict, x: jax.Array) -> tuple[jax.Array, dict, dict]:
         """Logits [b] of images, collections, and what was sown."""
-        rngs = {'dropout': self.asked.whole}
-        return play(self.game.discriminator, variables, self.view(x), self.asked.label, rngs=rngs)
+        options = {'rngs': {'dropout': self.asked.whole}}
+        if self.game.growth:
+            options['alpha'] = self.game.growth['alpha']
+        return play(self.game.discriminator, variables, self.view(x), self.asked.label, **options)
 
     def penalty(self, variables: dict, real: jax.Array, fake: jax.Array) -> jax.Array:
         """`gan.penalty`, weighted."""
         rules = self.game.rules
-        value = PENALTIES[rules.penalty].value
-        found = value(lambda x: self(variables, x)[0], real, fake, self.asked.keys_of(PENALTY))
+        value, targets = PENALTIES[rules.penalty]
+        options = {'target': rules.penalty_target} if targets else {}
+        keys = self.asked.keys_of(PENALTY)
+        found = value(lambda x: self(variables, x)[0], real, fake, keys, **options)
         return rules.penalty_weight * found
 
     def inconsistency(self, variables: dict, x: jax.Array, logits: jax.Array) -> jax.Array:
@@ -257,6 +279,8 @@ def discriminator_loss(judge: Judge, generator: dict, params, extra, asked: Roun
     if rules.penalty and rules.penalty_every == 1:
         metrics['penalty'] = judge.penalty(variables, real, fake)
         loss += metrics['penalty']
+    if rules.drift:
+        loss += rules.drift * jnp.square(on_real).mean()
     for weight, x, logits in (
         (rules.consistency, real, on_real),
         (rules.consistency_fake, fake, on_fake),
@@ -390,7 +414,8 @@ def shortened(game: Game, asked: Round, pair: tuple[Net, jax.Array]) -> tuple[Ne
         variables = {'params': params, **extra}
         ws, _ = styles(game, variables, fewer)
         noise = fewer.keys_of(NOISE)
-        synthesis = partial(game.generator.apply, variables, keys=noise, method='synthesis')
+        options = {'keys': noise, 'method': 'synthesis', **(game.growth or {})}
+        synthesis = partial(game.generator.apply, variables, **options)
         shape = fewer.image.shape[1:]
         y = jax.vmap(lambda key: jax.random.normal(key, shape))(fewer.keys_of(PATH))
         lengths = path_lengths(synthesis, ws, y)  # [b]
@@ -425,7 +450,7 @@ def create(config) -> Method:
     game = game_of(config)
     size, channels = config.data.image_size, config.data.channels
     classes, rules = game.generator.num_classes, config.gan
-    regular = bool(rules.get('path_length', 0))
+    regular, grows = bool(rules.get('path_length', 0)), bool(rules.get('grow_steps', 0))
 
     def init(key, batch):
         check_batch(batch, size, channels)
@@ -441,21 +466,28 @@ def create(config) -> Method:
             jnp.zeros(()) if regular else None,
         )
 
-    def train_step(key, state, batch):
+    def train_step(key, state, batch, stage=size):
         check_batch(batch, size, channels)
         d_key, g_key = jax.random.split(key)
         label, noise = labels(batch, classes), instance_noise(rules, state.step)
+        image, now = batch['image'], game
+        if grows:
+            alpha = growth(rules.grow_steps, size, state.step)[1]
+            image, now = (
+                shown(image, stage, alpha),
+                game._replace(growth={'size': stage, 'alpha': alpha}),
+            )
         each = []
         for i in range(rules.n_critic):
             # Every k-th image: each device finds its share of a part in its share of the batch.
-            part = jax.tree.map(lambda x: x[i :: rules.n_critic], (batch['image'], label))  # noqa: B023
-            asked = game.draw(jax.random.fold_in(d_key, i), *part)
-            state, metrics = discriminator_step(Judge(game, asked, noise), state)
+            part = jax.tree.map(lambda x: x[i :: rules.n_critic], (image, label))  # noqa: B023
+            asked = now.draw(jax.random.fold_in(d_key, i), *part)
+            state, metrics = discriminator_step(Judge(now, asked, noise), state)
             each.append(metrics)
         d_metrics = jax.tree.map(lambda *values: sum(values) / len(values), *each)
-        asked = game.draw(g_key, *part)
+        asked = now.draw(g_key, *part)
         decay = jnp.where(state.step < config.ema_start, 0.0, ramped_decay(config, state.step))
-        state, g_metrics = generator_step(Judge(game, asked, noise), state, decay)
+        state, g_metrics = generator_step(Judge(now, asked, noise), state, decay)
         return state.replace(step=state.step + 1), d_metrics | g_metrics
 
     def sample_step(keys, state, condition):
@@ -471,13 +503,69 @@ def create(config) -> Method:
 
     def drawn(state, z, condition, **told):
         variables, label = state.generator.variables(ema=True), labels(condition, classes)
-        images = game.generator.apply(variables, z, label, train=False, **told)
-        return jnp.clip(images, -1.0, 1.0)
+
+        def at(size, alpha):
+            grown = {'size': size, 'alpha': alpha} if grows else {}
+            images = game.generator.apply(variables, z, label, train=False, **told, **grown)
+            return enlarged(images, config.data.image_size)
+
+        if not grows:
+            return jnp.clip(at(size, 1.0), -1.0, 1.0)
+        number, alpha = growth(rules.grow_steps, size, state.step)
+        sizes = [partial(at, size) for size in sizes_up_to(size)]
+        return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
 
     latent_dim = None if classes else game.generator.latent_dim
+
+    def stage(step):
+        return sizes_up_to(size)[int(growth(rules.grow_steps, size, np.int64(step))[0])]
+
     return Method(
-        init, train_step, sample_step, decode=decode, latent_dim=latent_dim, advise=advise
+        init,
+        train_step,
+        sample_step,
+        decode=decode,
+        latent_dim=latent_dim,
+        stage=stage if grows else None,
+        advise=advise,
     )
+
+
+def growth(n: int, image_size: int, step) -> tuple:
+    """What a step trains: which of the sizes 4, 8, ..., and how far it is faded in.
+
+    Each size is trained for n steps, then the next fades in over n (Karras et al. 2018, figure 2).
+
+    Args:
+      n: `gan.grow_steps`.
+      image_size: the last of the sizes.
+      step: an array of NumPy or of JAX.
+
+    Returns:
+      (number from 0, alpha in [0, 1]), of the same kind.
+    """
+    xp = np if isinstance(step, np.generic) else jnp
+    last = len(sizes_up_to(image_size)) - 1
+    number = (step // n + 1) // 2
+    fading = (number <= last) & ((step // n) % 2 == 1)
+    return xp.minimum(number, last), xp.where(fading, (step % n) / n, 1.0)
+
+
+def shown(image: jax.Array, size: int, alpha: jax.Array) -> jax.Array:
+    """Real images [b, s, s, c] as they are while `size` fades in, [b, size, size, c].
+
+    Karras et al. 2018, figure 2: they are mixed with themselves at half the size as well.
+    """
+    while image.shape[1] > size:
+        image = halve(image)
+    return image if size == 4 else faded(double(halve(image)), image, alpha)
+
+
+def enlarged(image: jax.Array, size: int) -> jax.Array:
+    """Images of any size on the way, [b, s, s, c], in squares: [b, size, size, c]."""
+    while image.shape[1] < size:
+        image = double(image)
+    return image
 
 
 def within(z: jax.Array, limit: jax.Array) -> jax.Array:
@@ -567,6 +655,8 @@ def check(config) -> None:
         'consistency_fake',
         'auxiliary_weight',
         'unroll',
+        'drift',
+        *(('grow_steps',) if 'grow_steps' in rules else ()),
         *(('path_length',) if 'path_length' in rules else ()),
     ):
         require(rules[field] >= 0, f'gan.{field}', rules[field], '0 or more')
@@ -574,8 +664,8 @@ def check(config) -> None:
         require(rules[field] >= 1, f'gan.{field}', rules[field], 'a whole number of at least 1')
     for field in ('feature_matching', *(('style_mixing',) if 'style_mixing' in rules else ())):
         require(0 <= rules[field] <= 1, f'gan.{field}', rules[field], '0 to 1')
-    ratio = rules.d_rate_ratio
-    require(ratio > 0, 'gan.d_rate_ratio', ratio, 'a positive number')
+    for field in ('d_rate_ratio', 'penalty_target'):
+        require(rules[field] > 0, f'gan.{field}', rules[field], 'a positive number')
     _check_fit(config)
     for field, value in config.sample.knobs.items():
         require(value >= 0, f'sample.knobs.{field}', value, '0 or more')

@@ -3,16 +3,18 @@
 import flax.linen as nn
 
 from gen_jax.config import nearest, require
-from gen_jax.gans import biggan, dcgan, mlp, resnet, stylegan, stylegan2
+from gen_jax.gans import biggan, dcgan, mlp, progressive, resnet, stylegan, stylegan2
 
 NETWORKS = {
     'mlp': mlp,
     'dcgan': dcgan,
     'resnet': resnet,
     'biggan': biggan,
+    'progressive': progressive,
     'stylegan': stylegan,
     'stylegan2': stylegan2,
 }
+GROWING = ('progressive', 'stylegan')  # can be trained at 4x4 pixels first, then at twice that, ...
 STYLED = ('stylegan', 'stylegan2')  # their generators map z to styles, one for each layer
 
 

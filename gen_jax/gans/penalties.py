@@ -22,20 +22,22 @@ def norms(judge: Callable, x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(squared_norms(judge, x), 1e-16))
 
 
-def wgan_gp(judge: Callable, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
-    """E[(|grad D(x)| - 1)^2], x between a real and a made image (Gulrajani et al. 2017, eq. 3).
+def wgan_gp(judge, real: jax.Array, fake: jax.Array, keys: jax.Array, target=1.0) -> jax.Array:
+    """E[(|grad D(x)| - a)^2] / a^2, x between real and made images (Gulrajani et al. 2017, eq. 3).
 
     Args:
       judge: see above.
       real, fake: [b, h, w, c].
       keys: typed, [b], of the places in between.
+      target: a; 1 in the paper.
     """
     share = _uniform(keys, ())[:, None, None, None]
-    return jnp.square(norms(judge, share * real + (1 - share) * fake) - 1).mean()
+    found = norms(judge, share * real + (1 - share) * fake)
+    return jnp.square(found / target - 1).mean()
 
 
-def dragan(judge: Callable, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
-    """E[(|grad D(x)| - 1)^2], x near a real image (Kodali et al. 2017, equation 1).
+def dragan(judge, real: jax.Array, fake: jax.Array, keys: jax.Array, target=1.0) -> jax.Array:
+    """E[(|grad D(x)| - a)^2] / a^2, x near a real image (Kodali et al. 2017, equation 1).
 
     As in the authors' code, x is a uniform share of the way to the image plus half of the standard
     deviation of all images times uniform noise. Args as of `wgan_gp`; `fake` is ignored.
@@ -43,22 +45,22 @@ def dragan(judge: Callable, real: jax.Array, fake: jax.Array, keys: jax.Array) -
     del fake
     share = _uniform(_told(keys, 0), ())[:, None, None, None]
     noise = 0.5 * real.std() * _uniform(_told(keys, 1), real.shape[1:])
-    return jnp.square(norms(judge, real + share * noise) - 1).mean()
+    return jnp.square(norms(judge, real + share * noise) / target - 1).mean()
 
 
-def r1(judge: Callable, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
+def r1(judge, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
     """E[|grad D(x)|^2] / 2 at real images (Mescheder et al. 2018, eq. 9); args as of `wgan_gp`."""
     del fake, keys
     return squared_norms(judge, real).mean() / 2
 
 
-def r2(judge: Callable, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
+def r2(judge, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
     """E[|grad D(x)|^2] / 2 at generated images (Mescheder et al. 2018, equation 10)."""
     del real, keys
     return squared_norms(judge, fake).mean() / 2
 
 
-def r1_r2(judge: Callable, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
+def r1_r2(judge, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
     """Both of Mescheder et al. 2018."""
     return r1(judge, real, fake, keys) + r2(judge, real, fake, keys)
 
@@ -67,13 +69,12 @@ class Penalty(NamedTuple):
     """A penalty by name.
 
     Attributes:
-      value: (judge, real, fake, keys) -> scalar, before its weight.
-      to_one: whether it draws the gradient's norm to 1, which is for scores, not for
-        probabilities whose gradient should vanish.
+      value: (judge, real, fake, keys) -> scalar, before its weight; some take `target` too.
+      targets: whether it draws the gradient's norm to a target, and not to 0.
     """
 
     value: Callable
-    to_one: bool
+    targets: bool
 
 
 PENALTIES = {

@@ -56,12 +56,13 @@ class Program:
         self._init = jit(init, out_shardings=placed)
         # Donation lets the new state take the old one's memory. The seed is traced in all three:
         # another one needs no other program.
-        self._train = jit(
-            self._train_step,
+        train = functools.partial(
+            jit,
             in_shardings=(None, None, placed, self.batch_sharding),
             out_shardings=(placed, self._everywhere),
             donate_argnums=2,
         )
+        self._train = functools.cache(lambda stage: train(self._train_step(stage)))
         self._sample = jit(
             self._sample_step,
             in_shardings=(None, placed, None, None),
@@ -113,9 +114,20 @@ class Program:
 
         return with_gathered
 
-    def _train_step(self, seed, step, state, batch):
-        key = random.step_key(seed, 'train', step)
-        return self.method.train_step(key, self._gathered(state, parts=('params',)), batch)
+    def _stage(self, step):
+        return self.method.stage and self.method.stage(step)
+
+    def _train_step(self, stage):
+        told = {} if self.method.stage is None else {'stage': stage}
+
+        def train_step(seed, step, state, batch):
+            key, state = (
+                random.step_key(seed, 'train', step),
+                self._gathered(state, parts=('params',)),
+            )
+            return self.method.train_step(key, state, batch, **told)
+
+        return train_step
 
     def _sample_step(self, seed, state, indices, condition):
         keys = random.sample_keys(seed, 'sample', indices)
@@ -153,7 +165,8 @@ class Program:
 
     def train_step(self, step: int, state, batch: dict):
         """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
-        return self._train(self._seed, self._put(np.int32(step)), state, batch)
+        train = self._train(self._stage(step))
+        return train(self._seed, self._put(np.int32(step)), state, batch)
 
     def evaluated(self) -> list[str]:
         """The names of the numbers that `evaluate` gives."""
@@ -162,9 +175,9 @@ class Program:
         return sorted(jax.eval_shape(self._evaluate, 0, *spec))
 
     def lower_train(self) -> jax.stages.Lowered:
-        """train_step, ready to compile for the mesh's devices."""
-        scalar = self._described(np.int32(0))
-        return self._train.lower(scalar, scalar, self.state_shape, self.batch_spec)
+        """train_step, the last one's, ready to compile for the mesh's devices."""
+        scalar, train = self._described(np.int32(0)), self._train(self._stage(self.config.steps))
+        return train.lower(scalar, scalar, self.state_shape, self.batch_spec)
 
     def lower_sample(self) -> jax.stages.Lowered:
         """sample_step of `sample.batch_size` images, ready to compile for the mesh's devices."""
