@@ -51,6 +51,11 @@ from gen_jax.method import (
 from gen_jax.nn.resize import double, halve
 
 CHOICES = ('network',)
+# Of z, as samples are drawn.
+SPREAD = {
+    'temperature': 1.0,  # standard deviation of z; below 1: less variety
+    'truncation': 0.0,  # largest |z| at temperature 1 (BigGAN); 0: any
+}
 # Of generators that map z to styles (Karras et al. 2019 and 2020).
 STYLE = {
     'style_mixing': 0.9,  # share of images with the styles of two z; 0: none
@@ -63,6 +68,9 @@ GROWTH = {
     # 0: all at full size
     'grow_steps': 0,
 }
+STYLE_KNOBS = {
+    'psi': 1.0,  # truncation in w; 1: none, 0: the mean
+}
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many
 
@@ -72,7 +80,7 @@ def defaults(network: str = 'dcgan') -> dict:
 
     Each stabiliser is off, and any may be turned on with any other.
     """
-    styled = network in networks.STYLED
+    styled, direction = network in networks.STYLED, network in networks.NORMALISED
     return {
         **networks.defaults(network),
         'gan': {
@@ -106,13 +114,7 @@ def defaults(network: str = 'dcgan') -> dict:
         'ema_decay': 0.999,  # of the generator that samples; 0: none kept
         'ema_rampup': 0.0,  # most of its half-life, as a share of the steps so far; 0: no limit
         'ema_start': 0,  # the step until which the average is the weights of now
-        'sample': {
-            'knobs': {
-                'temperature': 1.0,  # standard deviation of z; below 1: less variety
-                'truncation': 0.0,  # largest |z| at temperature 1 (BigGAN); 0: any
-                **({'psi': 1.0} if styled else {}),  # truncation in w; 1: none, 0: the mean
-            }
-        },
+        'sample': {'knobs': dict(STYLE_KNOBS if styled else {} if direction else SPREAD)},
     }
 
 
@@ -440,8 +442,8 @@ def create(config) -> Method:
     """The game that `defaults` describes.
 
     `sample_step` uses the averaged generator where there is one, and takes, per sample, what
-    `sample.knobs` has: `temperature`, the standard deviation of z; `truncation`, the largest |z|
-    before that, 0 for any (Brock et al. 2019, section 3.1); and of networks with styles `psi`.
+    `sample.knobs` has: `temperature`, the standard deviation of z, and `truncation`, the largest
+    |z| before that, 0 for any (Brock et al. 2019, section 3.1); of networks with styles `psi`.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
@@ -493,7 +495,8 @@ def create(config) -> Method:
     def sample_step(keys, state, condition):
         number = partial(knob, config, condition, n=len(keys))
         z = jax.vmap(lambda key: jax.random.normal(key, (game.generator.latent_dim,)))(keys)
-        z = number('temperature')[:, None] * within(z, number('truncation')[:, None])  # [n, d]
+        if config.network not in networks.NORMALISED:
+            z = number('temperature')[:, None] * within(z, number('truncation')[:, None])  # [n, d]
         told = {name: number(name) for name in ('psi',) if name in config.sample.knobs}
         noise = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
         return drawn(state, z, condition, keys=noise, **told)

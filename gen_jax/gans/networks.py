@@ -14,6 +14,7 @@ NETWORKS = {
     'stylegan': stylegan,
     'stylegan2': stylegan2,
 }
+NORMALISED = ('progressive', 'stylegan', 'stylegan2')  # take only the direction of z
 GROWING = ('progressive', 'stylegan')  # can be trained at 4x4 pixels first, then at twice that, ...
 STYLED = ('stylegan', 'stylegan2')  # their generators map z to styles, one for each layer
 

@@ -1,0 +1,545 @@
+"""The game: who moves when, what each rule changes, and the method's side of the contract.
+
+On networks of two dense layers, which compile quickly; running statistics on DCGAN's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from scipy.stats import truncnorm
+
+from gen_jax import config as house
+from gen_jax.errors import UserError
+from gen_jax.gans import adversarial
+from gen_jax.gans.adversarial import (
+    Judge,
+    discriminator_step,
+    game_of,
+    generator_step,
+    growth,
+    instance_noise,
+    shown,
+    within,
+)
+
+MLP = {
+    'data.image_size': 4,
+    'model.latent_dim': 3,
+    'model.g_widths': (6,),
+    'model.d_widths': (5,),
+    'model.pieces': 1,
+    'model.dropout': 0.0,
+    'batch_size': 8,
+}
+DCGAN = {'data.image_size': 16, 'model.width': 4, 'model.latent_dim': 6, 'batch_size': 4}
+STYLEGAN2 = {
+    'data.image_size': 8,
+    'model.latent_dim': 4,
+    'model.w_dim': 4,
+    'model.channel_base': 32,
+    'model.channel_max': 4,
+    'model.mapping_layers': 1,
+    'batch_size': 4,
+    'gan.style_mixing': 0.0,
+    'gan.path_length': 0.0,
+}
+SMALL = {'mlp': MLP, 'dcgan': DCGAN, 'stylegan2': STYLEGAN2}
+NOISE = jnp.float32(0)
+
+
+def small(network='mlp', **changes):
+    config = house.default('gans.adversarial', network=network)
+    changes = {name.replace('__', '.'): value for name, value in changes.items()}
+    config.update_from_flattened_dict(SMALL[network] | changes)
+    return config
+
+
+def batch_of(config, n=None):
+    data, n = config.data, n or config.batch_size
+    shape = (n, data.image_size, data.image_size, data.channels)
+    image = np.random.default_rng(5).uniform(-1, 1, shape).astype(np.float32)
+    return {'image': jnp.asarray(image), 'label': jnp.arange(n, dtype=jnp.int32) % 3}
+
+
+def started(config):
+    """(method, fresh state)."""
+    method = house.create(config)
+    return method, jax.jit(method.init)(jax.random.key(0), batch_of(config))
+
+
+def stepped(**changes):
+    """(state before, state after, metrics) of one training step."""
+    config = small(**changes)
+    method, state = started(config)
+    return state, *jax.jit(method.train_step)(jax.random.key(1), state, batch_of(config))
+
+
+def judge_of(config, key=None, noise=NOISE):
+    """A round of the whole batch."""
+    game, batch = game_of(config), batch_of(config)
+    asked = game.draw(jax.random.key(1) if key is None else key, batch['image'], batch['label'])
+    return Judge(game, asked, noise)
+
+
+def differ(a, b):
+    """Which leaves differ anywhere."""
+    return jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b))
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+# --- the alternation -----------------------------------------------------------------------------
+
+
+def test_each_step_changes_its_own_net_only():
+    config = small()
+    _, state = started(config)
+    judge = judge_of(config)
+    after, metrics = jax.jit(lambda s: discriminator_step(judge, s))(state)
+    assert not any(differ(after.generator, state.generator))
+    assert all(differ(after.discriminator.params, state.discriminator.params))
+    assert set(metrics) == {'d_loss', 'd_grad_norm', 'd_real_accuracy', 'd_fake_accuracy'}
+    after, metrics = jax.jit(lambda s: generator_step(judge, s, 0.9))(state)
+    assert not any(differ(after.discriminator, state.discriminator))
+    assert all(differ(after.generator.params, state.generator.params))
+    assert set(metrics) == {'g_loss', 'g_grad_norm', 'g_diversity'}
+
+
+@pytest.mark.parametrize('n_critic', [1, 2])
+def test_rounds_follow_each_other_on_parts_of_the_batch(n_critic):
+    """So many rounds of the discriminator, then the generator against the newest."""
+    config = small(gan__n_critic=n_critic)
+    method, state = started(config)
+    key, batch = jax.random.key(1), batch_of(config)
+    d_key, g_key = jax.random.split(key)
+    game, middle = game_of(config), state
+    for i in range(n_critic):
+        image = batch['image'][i::n_critic]
+        asked = game.draw(jax.random.fold_in(d_key, i), image, None)
+        middle, _ = discriminator_step(Judge(game, asked, NOISE), middle)
+    last = Judge(game, game.draw(g_key, image, None), NOISE)
+    want, wanted = generator_step(last, middle, 0.999)
+    _, stale = generator_step(last, state, 0.999)
+    got, metrics = jax.jit(method.train_step)(key, state, batch)
+    np.testing.assert_allclose(metrics['g_loss'], wanted['g_loss'], rtol=1e-5)
+    assert abs(metrics['g_loss'] - stale['g_loss']) > 1e-5
+    close(got.discriminator.params, want.discriminator.params, atol=1e-6)
+    close(got.generator.params, want.generator.params, atol=1e-6)
+    assert got.step == 1
+
+
+def test_a_batch_in_parts_makes_the_same_step():
+    rules = {'gan__penalty': 'wgan_gp', 'gan__objective': 'wasserstein', 'optimizer__eps': 1e-3}
+    _, whole, _ = stepped(**rules)
+    _, parts, _ = stepped(**rules, accumulate=2)
+    close(parts.generator.params, whole.generator.params, atol=1e-6)
+    close(parts.discriminator.params, whole.discriminator.params, atol=1e-6)
+
+
+def test_each_net_learns_at_its_own_rate():
+    """Adam's first step is the rate times a sign, whatever the gradient."""
+    before, after, _ = stepped(gan__d_rate_ratio=3.0)
+    moved = [
+        max(jnp.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, pair), strict=True))
+        for pair in (
+            (after.generator.params, before.generator.params),
+            (after.discriminator.params, before.discriminator.params),
+        )
+    ]
+    np.testing.assert_allclose(moved, [2e-4, 6e-4], rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ema_decay', [0.9, 0.0])
+def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay):
+    config = small('dcgan', ema_decay=ema_decay)
+    method, state = started(config)
+    key, batch = jax.random.key(1), batch_of(config)
+    after, _ = jax.jit(method.train_step)(key, state, batch)
+    asked = game_of(config).draw(jax.random.split(key)[1], batch['image'], None)
+    sampler = after.generator.ema if ema_decay else after.generator.params
+    variables = {'params': sampler, **state.generator.extra}
+    _, want, _ = adversarial.play(game_of(config).generator, variables, asked.z)
+    close(after.generator.extra, want, atol=1e-6)
+    assert (after.generator.ema is None) == (ema_decay == 0)
+    assert after.discriminator.ema is None
+
+
+def test_the_average_begins_and_grows_as_told():
+    config = small(ema_decay=0.9, ema_start=2, optimizer__learning_rate=0.1)
+    method, state = started(config)
+    step, before = jax.jit(method.train_step), None
+    for i in range(3):
+        before, (state, _) = state, step(jax.random.key(i), state, batch_of(config))
+        if i < 2:
+            close(state.generator.ema, state.generator.params)
+    mixed = jax.tree.map(
+        lambda a, b: 0.9 * a + 0.1 * b, before.generator.ema, state.generator.params
+    )
+    close(state.generator.ema, mixed, rtol=1e-5, atol=1e-7)
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def text(**changes):
+    """What a training step computes, as text."""
+    config = small(**changes)
+    method = house.create(config)
+    batch = batch_of(config)
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    traced = jax.make_jaxpr(method.train_step)(jax.random.key(0), state, batch)
+    return str(traced), str(traced.consts)
+
+
+R1 = {'gan__penalty': 'r1'}
+GP = {'gan__penalty': 'wgan_gp'}
+NOISY = {'gan__instance_noise': 0.1}
+CLASSES = {'data__num_classes': 3, 'model__condition': 'concat'}
+FIELDS = [
+    ({}, {'gan__objective': 'hinge'}),
+    ({}, {'gan__label_smoothing': 0.1}),
+    ({}, {'gan__fake_smoothing': 0.1}),
+    ({}, {'gan__n_critic': 2}),
+    ({}, {'gan__d_rate_ratio': 2.0}),
+    ({}, R1),
+    (R1, {'gan__penalty_weight': 1.0}),
+    (R1, {'gan__penalty_every': 2}),
+    (GP, {'gan__penalty_target': 2.0}),
+    ({}, {'gan__drift': 0.1}),
+    ({'gan__objective': 'wasserstein', **GP}, {'gan__clip_weights': 0.1}),
+    ({}, NOISY),
+    (NOISY, {'gan__instance_noise_steps': 9}),
+    ({}, {'gan__augment': ('cutout',)}),
+    ({}, {'gan__consistency': 1.0}),
+    ({}, {'gan__consistency_fake': 1.0}),
+    ({}, {'gan__feature_matching': 0.5}),
+    ({}, {'gan__unroll': 1}),
+    ({}, CLASSES),
+    ({}, {'model__output': 'linear'}),
+    ({}, {'model__pieces': 2}),
+    ({}, {'model__dropout': 0.5}),
+    ({}, {'model__d_spectral': True}),
+    ({}, {'model__minibatch_kernels': 2}),
+    ({}, {'ema_decay': 0.5}),
+    ({}, {'ema_rampup': 0.5}),
+    ({}, {'ema_start': 5}),
+]
+
+
+@pytest.mark.parametrize(('base', 'change'), FIELDS, ids=lambda x: next(reversed(x), 'none'))
+def test_every_field_changes_the_step(base, change):
+    assert text(**base | change) != text(**base)
+
+
+def test_clipping_bounds_every_parameter_of_the_critic():
+    _, after, _ = stepped(gan__objective='wasserstein', gan__clip_weights=0.01)
+    largest = [jnp.abs(x).max() for x in jax.tree.leaves(after.discriminator.params)]
+    assert max(largest) == pytest.approx(0.01)
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(after.generator.params)) > 0.1
+
+
+def test_a_lazy_penalty_comes_at_every_kth_step_and_is_as_much_stronger(monkeypatch):
+    config = small(**R1, gan__penalty_every=3)
+    method, state = started(config)
+    step, moves = jax.jit(method.train_step), []
+    for i in range(4):
+        state, _ = step(jax.random.key(i), state, batch_of(config))
+        moves.append(
+            int(
+                adversarial.optax.tree.get_all_with_path(state.discriminator.opt_state, 'count')[0][
+                    1
+                ]
+            )
+        )
+    assert moves == [2, 3, 4, 6]  # Adam takes two steps at steps 0 and 3
+    judge, seen = judge_of(config), []
+    monkeypatch.setattr(adversarial, 'descend', lambda net, loss_fn, *rest: seen.append(loss_fn))
+    with pytest.raises(TypeError):  # nothing came back
+        adversarial.penalised(judge, state.generator.variables(), state.discriminator)
+    net = state.discriminator
+    lazy = seen[0](net.params, net.extra, judge.asked)[0]
+    plain = judge.penalty(net.variables(), judge.asked.image, judge.asked.image)
+    np.testing.assert_allclose(lazy, 3 * plain, rtol=1e-5)
+
+
+def test_adam_is_told_of_lazy_steps():
+    """Karras et al. 2020, appendix B: rate, beta_1 and beta_2 for k / (k + 1) steps."""
+    options = ml_collections.ConfigDict(
+        {'learning_rate': 0.1, 'warmup': 0, 'decay_steps': 0, 'b1': 0.5, 'b2': 0.9}
+        | {'eps': 1e-8, 'weight_decay': 0.0, 'clip': 0.0}
+    )
+    tx, params = adversarial.lazy_optimizer(options, 2.0, 4), {'w': jnp.zeros(1)}
+    state = tx.init(params)
+    for gradient in (1.0, 3.0):
+        updates, state = tx.update({'w': jnp.full(1, gradient)}, state, params)
+    b1, b2 = 0.5**0.8, 0.9**0.8
+    m = (b1 * (1 - b1) + (1 - b1) * 3) / (1 - b1**2)
+    v = (b2 * (1 - b2) + (1 - b2) * 9) / (1 - b2**2)
+    np.testing.assert_allclose(updates['w'], -0.16 * m / np.sqrt(v), rtol=1e-5)
+
+
+def test_feature_matching_alone_forgets_the_objective():
+    losses = [
+        stepped(gan__objective=name, gan__feature_matching=1.0)[2]['g_loss']
+        for name in ('non_saturating', 'least_squares')
+    ]
+    config = small()
+    for name, got in zip(('non_saturating', 'least_squares'), losses, strict=True):
+        # |E f(x) - E f(G(z))|^2 of the new discriminator's hidden layer.
+        state, after, _ = stepped(gan__objective=name, gan__feature_matching=1.0)
+        key = jax.random.split(jax.random.key(1))[1]
+        asked = game_of(config).draw(key, batch_of(config)['image'], None)
+        fake = adversarial.generate(game_of(config), state.generator.variables(), asked)[0]
+        params = after.discriminator.params
+        dense = params['dense_0']
+
+        def hidden(x, dense=dense):
+            return np.maximum(0, x.reshape(len(x), -1) @ dense['kernel'] + dense['bias']).mean(0)
+
+        want = ((hidden(asked.image) - hidden(fake)) ** 2).sum()
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_instance_noise_fades():
+    rules = ml_collections.ConfigDict({'instance_noise': 0.4, 'instance_noise_steps': 10})
+    found = [float(instance_noise(rules, jnp.int32(step))) for step in (0, 5, 10, 20)]
+    np.testing.assert_allclose(found, [0.4, 0.2, 0, 0], atol=1e-7)
+    rules.instance_noise_steps = 0
+    assert float(instance_noise(rules, jnp.int32(99))) == pytest.approx(0.4)
+
+
+def test_the_discriminator_sees_noise_of_that_deviation_on_each_image():
+    config = small(**NOISY, batch_size=500)
+    judge = judge_of(config, noise=jnp.float32(0.3))
+    added = judge.view(judge.asked.image) - judge.asked.image
+    assert added.std() == pytest.approx(0.3, rel=0.05)
+    assert jnp.abs(added[0] - added[1]).max() > 0.1
+
+
+def test_the_generator_looks_ahead():
+    """One unrolled step is the discriminator's own step, and the gradient passes through it."""
+    config = small(gan__unroll=1)
+    _, state = started(config)
+    judge, net = judge_of(config), state.discriminator
+    fake = adversarial.generate(judge.game, state.generator.variables(), judge.asked)[0]
+    ahead = adversarial.unrolled(judge, net, judge.asked.image, fake)
+    after, _ = discriminator_step(judge, state)
+    close(ahead.params, after.discriminator.params, atol=1e-6)
+    through = jax.grad(
+        lambda x: sum(
+            p.sum()
+            for p in jax.tree.leaves(adversarial.unrolled(judge, net, judge.asked.image, x).params)
+        )
+    )(fake)
+    assert np.abs(through).max() > 0
+
+
+def test_labels_reach_both_networks():
+    config = small(**CLASSES)
+    method, state = started(config)
+    sample, keys = jax.jit(method.sample_step), jax.random.split(jax.random.key(2), 2)
+    one, other = (sample(keys, state, {'label': jnp.int32([0, i])}) for i in (1, 2))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert jnp.abs(one[1] - other[1]).max() > 1e-3
+    judge = judge_of(config)
+    turned = judge._replace(asked=judge.asked._replace(label=2 - judge.asked.label))
+    x, variables = judge.asked.image, state.discriminator.variables()
+    assert jnp.abs(judge(variables, x)[0] - turned(variables, x)[0]).max() > 1e-3
+    with pytest.raises(UserError, match="no 'label'"):
+        method.train_step(jax.random.key(0), state, {'image': x})
+
+
+# --- styles --------------------------------------------------------------------------------------
+
+
+def test_styles_change_from_some_layer_on():
+    config = small('stylegan2', gan__style_mixing=1.0, batch_size=32)
+    _, state = started(config)
+    judge, variables = judge_of(config), state.generator.variables()
+    ws, _ = adversarial.styles(judge.game, variables, judge.asked._replace(label=None))
+    first = ws[:, :1]
+    own = np.asarray((ws == first).all(-1))  # [b, num_ws]
+    assert own[:, 0].all()
+    assert not own[:, -1].any()
+    assert (np.diff(own.astype(int), axis=1) <= 0).all()  # once changed, it stays
+    assert len(set(own.sum(1))) > 1
+    plain = judge.game._replace(rules=ml_collections.FrozenConfigDict({'style_mixing': 0.0}))
+    ws, _ = adversarial.styles(plain, variables, judge.asked._replace(label=None))
+    assert (ws == ws[:, :1]).all()
+
+
+@pytest.mark.slow
+def test_path_lengths_are_taken_at_every_kth_step():
+    config = small('stylegan2', gan__path_length=2.0, gan__path_length_every=2, gan__penalty='r1')
+    method, state = started(config)
+    step, found = jax.jit(method.train_step), [float(state.path_length)]
+    for i in range(3):
+        state, _ = step(jax.random.key(i), state, batch_of(config))
+        found.append(float(state.path_length))
+    assert 0 == found[0] < found[1] == found[2] < found[3]
+    assert state.generator.extra['w_avg']['w_avg'].any()
+
+
+# --- growing -------------------------------------------------------------------------------------
+
+
+def test_sizes_grow_and_fade_in():
+    """n steps of 4x4, then n in which 8x8 fades in, n of it, and so on."""
+    n, size = 10, 16
+    want = {0: (0, 1), 9: (0, 1), 10: (1, 0), 15: (1, 0.5), 20: (1, 1), 29: (1, 1), 30: (2, 0)}
+    want |= {37: (2, 0.7), 40: (2, 1), 50: (2, 1), 55: (2, 1), 1000: (2, 1)}
+    for step, expected in want.items():
+        np.testing.assert_allclose(growth(n, size, np.int64(step)), expected, atol=1e-7)
+        traced = jax.jit(functools.partial(growth, n, size))(jnp.int32(step))
+        np.testing.assert_allclose(traced, expected, atol=1e-6)
+
+
+def test_real_images_are_shown_as_they_fade_in():
+    x = jnp.arange(64.0).reshape(1, 8, 8, 1)
+    halves = x.reshape(1, 4, 2, 4, 2, 1).mean((2, 4))
+    np.testing.assert_allclose(shown(x, 4, jnp.float32(1)), halves)
+    np.testing.assert_allclose(shown(x, 8, jnp.float32(1)), x)
+    blurred = halves.repeat(2, 1).repeat(2, 2)
+    np.testing.assert_allclose(shown(x, 8, jnp.float32(0.25)), 0.75 * blurred + 0.25 * x)
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_each_size_and_samples_are_of_full_size():
+    config = house.default('gans.adversarial', network='progressive')
+    config.update_from_flattened_dict(
+        {
+            'data.image_size': 8,
+            'model.latent_dim': 4,
+            'model.channel_base': 32,
+            'model.channel_max': 4,
+            'batch_size': 4,
+            'gan.grow_steps': 2,
+        }
+    )
+    method, state = started(config)
+    assert [method.stage(step) for step in (0, 1, 2, 3, 4, 99)] == [4, 4, 8, 8, 8, 8]
+    before = state
+    for i, stage in enumerate((4, 4, 8)):
+        state, _ = jax.jit(method.train_step, static_argnames='stage')(
+            jax.random.key(i), state, batch_of(config), stage=stage
+        )
+        moved = differ(
+            state.generator.params['block_8_to_rgb'], before.generator.params['block_8_to_rgb']
+        )
+        # At its first step a new size has no weight yet.
+        assert not any(moved)
+        image = method.sample_step(jax.random.split(jax.random.key(0), 2), state, {})
+        assert image.shape == (2, 8, 8, 1)
+        if i == 0:  # in squares of 2x2 pixels
+            np.testing.assert_array_equal(image[:, ::2, ::2], image[:, 1::2, 1::2])
+
+
+# --- the contract --------------------------------------------------------------------------------
+
+
+def test_samples_do_not_depend_on_how_many_there_are():
+    config = small('dcgan')
+    method, state = started(config)
+    keys, sample = jax.random.split(jax.random.key(2), 5), jax.jit(method.sample_step)
+    together = sample(keys, state, {})
+    assert (together.shape, together.dtype) == ((5, 16, 16, 1), jnp.float32)
+    assert jnp.abs(together).max() <= 1
+    np.testing.assert_allclose(sample(keys[3:4], state, {})[0], together[3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('network', 'usual', 'changes'),
+    [
+        ('mlp', {'temperature': 1.0, 'truncation': 0.0}, {'temperature': 0.5, 'truncation': 0.5}),
+        ('stylegan2', {'psi': 1.0}, {'psi': 0.5}),
+    ],
+)
+def test_knobs_are_per_sample_and_traced(network, usual, changes):
+    method, state = started(config := small(network))
+    assert config.sample.knobs.to_dict() == usual
+    # A mean w apart from what is drawn.
+    extra = {name: jax.tree.map(lambda x: x + 1.0, y) for name, y in state.generator.extra.items()}
+    state = state.replace(generator=state.generator.replace(extra=extra))
+    keys = jax.random.split(jax.random.key(2), 2)
+    usual = {name: jnp.full(2, value) for name, value in usual.items()}
+    sample = jax.jit(method.sample_step).lower(keys, state, usual).compile()
+    want = sample(keys, state, usual)
+    np.testing.assert_allclose(jax.jit(method.sample_step)(keys, state, {}), want, atol=1e-5)
+    for name, value in changes.items():
+        got = sample(keys, state, usual | {name: usual[name].at[0].set(value)})
+        assert jnp.abs(got[0] - want[0]).max() > 1e-4, name
+        np.testing.assert_allclose(got[1], want[1], atol=1e-6)
+
+
+def test_truncated_noise_is_the_truncated_normal():
+    z = jax.random.normal(jax.random.key(0), (20_000,))
+    limits = jnp.float32([0.5, 2.0])[:, None]
+    for limit, found in zip((0.5, 2.0), np.asarray(within(z[None], limits)), strict=True):
+        share = np.linspace(0.02, 0.98, 25)
+        want = truncnorm.ppf(share, -limit, limit)
+        np.testing.assert_allclose(np.quantile(found, share), want, atol=0.03)
+        assert np.abs(found).max() <= limit * (1 + 1e-5)
+    np.testing.assert_array_equal(within(z, jnp.zeros(1)), z)
+
+
+WRONG = [
+    {'gan.objective': 'hing'},
+    {'gan.penalty': 'r3'},
+    {'gan.augment': ('colour',)},
+    {'gan.n_critic': 0},
+    {'batch_size': 9, 'gan.n_critic': 2},
+    {'gan.label_smoothing': 1.0},
+    {'gan.fake_smoothing': -0.1},
+    {'gan.d_rate_ratio': 0.0},
+    {'gan.penalty_weight': -1.0},
+    {'gan.penalty_target': 0.0},
+    {'gan.penalty_every': 0},
+    {'gan.feature_matching': 1.5},
+    {'gan.unroll': -1},
+    {'gan.clip_weights': 0.1},  # of a game that is no critic's
+    {'gan.objective': 'wasserstein'},  # with nothing that bounds its gradient
+    {'gan.objective': 'hinge', 'gan.label_smoothing': 0.1},
+    {'model.condition': 'concat'},  # without labels
+    {'ema_decay': 1.0},
+    {'ema_start': -1},
+    {'sample.knobs.temperature': -1.0},
+]
+
+
+@pytest.mark.parametrize('changes', WRONG, ids=lambda x: next(iter(x)))
+def test_a_wrong_config_is_told_in_one_line(changes):
+    config = small()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=next(iter(changes)).replace('.', r'\.')) as error:
+        house.create(config)
+    assert '\n' not in str(error.value)
+
+
+def test_batch_norm_forbids_a_penalty_of_single_images():
+    changes = {'gan__penalty': 'wgan_gp', 'gan__objective': 'wasserstein'}
+    with pytest.raises(UserError, match='ties the images of a batch'):
+        house.create(small('dcgan', **changes))
+    house.create(small('dcgan', **changes, model__d_batch_norm=False))
+
+
+def test_a_wrong_image_is_told():
+    method, state = started(small())
+    for image in (jnp.zeros((2, 4, 4, 3)), jnp.zeros((2, 5, 5, 1))):
+        with pytest.raises(UserError, match='has shape'):
+            method.train_step(jax.random.key(0), state, {'image': image})
+
+
+def test_advice():
+    fine = {'d_real_accuracy': 0.8, 'd_fake_accuracy': 0.995, 'g_diversity': 0.9}
+    assert adversarial.advise(fine) == {}
+    wins = adversarial.advise(fine | {'d_real_accuracy': 0.999})
+    assert '99.5%' in wins['the discriminator wins']
+    collapsed = adversarial.advise({'g_diversity': 0.1})
+    assert '10%' in collapsed['mode collapse']
