@@ -361,7 +361,7 @@ def discriminator_step(judge: Judge, state: State) -> tuple[State, dict]:
     game, asked = judge.game, judge.asked
     rules, generator = game.rules, state.generator.variables()
     net = state.discriminator
-    if rules.penalty_every > 1:
+    if rules.penalty and rules.penalty_every > 1:
         net = every(rules.penalty_every, state.step, partial(penalised, judge, generator), net)
     loss_fn = partial(discriminator_loss, judge, generator)
     net, metrics = descend(net, loss_fn, game.d_tx, None, asked, game.accumulate)
@@ -574,7 +574,9 @@ def enlarged(image: jax.Array, size: int) -> jax.Array:
 def within(z: jax.Array, limit: jax.Array) -> jax.Array:
     """Normal values as values of the normal distribution truncated to [-limit, limit]; 0: as is."""
     share = jnp.where(limit > 0, erf(limit / 2**0.5), 1.0)
-    return jnp.where(limit > 0, 2**0.5 * erfinv(share * erf(z / 2**0.5)), z)
+    # Where erf rounds to 1, its inverse is infinite.
+    inside = jnp.clip(2**0.5 * erfinv(share * erf(z / 2**0.5)), -limit, limit)
+    return jnp.where(limit > 0, inside, z)
 
 
 def instance_noise(rules, step: jax.Array) -> jax.Array:
@@ -688,7 +690,8 @@ def _check_fit(config) -> None:
     require(objective.smooths or not smoothed, 'gan.objective', rules.objective, expected)
     expected = "0 but for gan.objective='wasserstein'"
     require(critic or not rules.clip_weights, 'gan.clip_weights', rules.clip_weights, expected)
-    bounded = rules.penalty or rules.clip_weights or model.get('d_spectral', True)
+    spectral = model.get('d_spectral', config.network == 'biggan')
+    bounded = rules.penalty or rules.clip_weights or spectral
     expected = 'gan.penalty, gan.clip_weights or model.d_spectral with it, to bound its gradient'
     require(not critic or bounded, 'gan.objective', rules.objective, expected)
     normed = model.get('d_batch_norm', False) and rules.penalty == 'wgan_gp'

@@ -4,6 +4,7 @@ On networks of two dense layers, which compile quickly; running statistics on DC
 """
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from scipy.stats import truncnorm
 
 from gen_jax import config as house
+from gen_jax import train
 from gen_jax.errors import UserError
 from gen_jax.gans import adversarial
 from gen_jax.gans.adversarial import (
@@ -111,7 +113,7 @@ def test_each_step_changes_its_own_net_only():
     assert set(metrics) == {'g_loss', 'g_grad_norm', 'g_diversity'}
 
 
-@pytest.mark.parametrize('n_critic', [1, 2])
+@pytest.mark.parametrize('n_critic', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_rounds_follow_each_other_on_parts_of_the_batch(n_critic):
     """So many rounds of the discriminator, then the generator against the newest."""
     config = small(gan__n_critic=n_critic)
@@ -267,6 +269,11 @@ def test_a_lazy_penalty_comes_at_every_kth_step_and_is_as_much_stronger(monkeypa
     lazy = seen[0](net.params, net.extra, judge.asked)[0]
     plain = judge.penalty(net.variables(), judge.asked.image, judge.asked.image)
     np.testing.assert_allclose(lazy, 3 * plain, rtol=1e-5)
+
+
+def test_no_penalty_is_never_lazy():
+    plain, lazy = (stepped(gan__penalty_every=k)[1] for k in (1, 3))
+    close(plain.discriminator.params, lazy.discriminator.params)
 
 
 def test_adam_is_told_of_lazy_steps():
@@ -487,6 +494,7 @@ def test_truncated_noise_is_the_truncated_normal():
         np.testing.assert_allclose(np.quantile(found, share), want, atol=0.03)
         assert np.abs(found).max() <= limit * (1 + 1e-5)
     np.testing.assert_array_equal(within(z, jnp.zeros(1)), z)
+    assert np.isfinite(within(jnp.float32([-6.0, 6.0]), jnp.full(1, 9.0))).all()
 
 
 WRONG = [
@@ -543,3 +551,40 @@ def test_advice():
     assert '99.5%' in wins['the discriminator wins']
     collapsed = adversarial.advise({'g_diversity': 0.1})
     assert '10%' in collapsed['mode collapse']
+
+
+def test_the_loop_says_once_what_goes_wrong(caplog):
+    loop = train.Loop.__new__(train.Loop)
+    loop.faults = set()
+    advice = [{'a': 'do x'}, {'a': 'do x'}, {}, {'a': 'do x', 'b': 'do y'}]
+    program = types.SimpleNamespace(method=types.SimpleNamespace(advise=advice.__getitem__))
+    loop.program = program
+    for i in range(4):
+        loop.warn(i, i)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == 'step 0: a: do x'
+    assert sorted(said[1:]) == ['step 3: a: do x', 'step 3: b: do y']
+
+
+@pytest.mark.slow
+def test_resumed_equals_uninterrupted(tmp_path, capsys):
+    """With rules that depend on the step."""
+    changes = {
+        'data.image_size': 8,
+        'gan.penalty': 'r1',
+        'gan.penalty_every': 3,
+        'gan.instance_noise': 0.1,
+        'gan.instance_noise_steps': 5,
+        'steps': 6,
+        'checkpoint_every': 4,
+        'sample_every': 0,
+        'log_every': 2,
+    }
+
+    def fingerprint(folder, **more):
+        train.run(small(**changes | more), tmp_path / folder)
+        return capsys.readouterr().out.split('fingerprint ')[1].split()[0]
+
+    whole = fingerprint('whole')
+    assert fingerprint('parts', steps=4) != whole
+    assert fingerprint('parts') == whole

@@ -9,6 +9,8 @@ import pytest
 
 from gen_jax import config as house
 from gen_jax.gans import dcgan
+from gen_jax.gans.adversarial import play
+from gen_jax.gans.objectives import OBJECTIVES
 
 torch = pytest.importorskip('torch')
 nn = torch.nn
@@ -110,10 +112,10 @@ def test_train_mode(width, stages, channels):
     with torch.no_grad():
         images, logits = g(torch.from_numpy(z)[:, :, None, None]), d(nchw(x))
     module = dcgan.Generator(width, stages, channels)
-    out, g_after = dcgan.apply_train(module, g_before, z)
+    out, g_after, _ = play(module, g_before, z)
     assert_close(out, images.permute(0, 2, 3, 1))
     assert_running(g_before, g_after, ours(g), batch, [4 * 2**i for i in range(stages)])
-    out, d_after = dcgan.apply_train(dcgan.Discriminator(width, stages), d_before, x)
+    out, d_after, _ = play(dcgan.Discriminator(width, stages), d_before, x)
     assert_close(out, logits)
     assert_running(
         d_before, d_after, ours(d), batch, [4 * 2 ** (stages - 1 - i) for i in range(stages)]
@@ -136,10 +138,11 @@ def test_losses(smoothing):
     t_real, t_fake = torch.from_numpy(real), torch.from_numpy(fake)
     theirs = bce(t_real, torch.full_like(t_real, 1 - smoothing))
     theirs = theirs + bce(t_fake, torch.zeros_like(t_fake))
-    loss = dcgan.discriminator_loss(jnp.asarray(real), jnp.asarray(fake), smoothing)
+    game = OBJECTIVES['non_saturating']
+    loss = game.discriminator(jnp.asarray(real), jnp.asarray(fake), (smoothing, 0.0))
     np.testing.assert_allclose(loss, theirs, rtol=1e-6)
     theirs = bce(t_fake, torch.ones_like(t_fake))
-    np.testing.assert_allclose(dcgan.generator_loss(jnp.asarray(fake)), theirs, rtol=1e-6)
+    np.testing.assert_allclose(game.generator(jnp.asarray(fake)), theirs, rtol=1e-6)
 
 
 def torch_step(g, d, g_tx, d_tx, x, d_z, g_z, smoothing):
@@ -159,19 +162,19 @@ def torch_step(g, d, g_tx, d_tx, x, d_z, g_z, smoothing):
 
 def test_training_steps():
     """Three alternations from the same weights, images and noise give the same two losses."""
-    config = house.default('gans.dcgan')
+    config = house.default('gans.adversarial', network='dcgan')
     config.update_from_flattened_dict(
         {
             'data.image_size': 16,
             'data.channels': 3,
             'model.width': 8,
-            'gan.latent_dim': 10,
+            'model.latent_dim': 10,
             'gan.label_smoothing': 0.1,
             'gan.d_rate_ratio': 2.0,
             'optimizer.eps': 1e-4,  # Adam's own 1e-8 makes a sign out of rounding noise
         }
     )
-    method = dcgan.create(config)
+    method = house.create(config)
     g, d = randomize(torch_generator(8, 2, 3, 10)), randomize(torch_discriminator(8, 2, 3))
     g_tx = torch.optim.Adam(g.parameters(), 2e-4, (0.5, 0.999), 1e-4)
     d_tx = torch.optim.Adam(d.parameters(), 4e-4, (0.5, 0.999), 1e-4)
@@ -182,9 +185,10 @@ def test_training_steps():
     step = jax.jit(method.train_step)
     for i in range(3):
         key = jax.random.key(i)
+        d_key, g_key = jax.random.split(key)
         d_z, g_z = (
             torch.from_numpy(np.array(jax.random.normal(k, (6, 10))))[:, :, None, None]
-            for k in jax.random.split(key)
+            for k in (jax.random.fold_in(d_key, 0), g_key)
         )
         state, metrics = step(key, state, {'image': image})
         theirs = torch_step(g, d, g_tx, d_tx, nchw(image), d_z, g_z, 0.1)
