@@ -74,7 +74,7 @@ SETTINGS = {
     'r1': {'gan.penalty': 'r1', 'gan.penalty_weight': 0.1},
     'instance_noise': {'gan.instance_noise': 0.2},
     'feature_matching': {'gan.feature_matching': 1.0},
-    'minibatch_discrimination': {'model.minibatch_kernels': 16},
+    'minibatch_discrimination': {'model.minibatch_kernels': 4},
     'unrolled_5': {'gan.unroll': 5},
     'pacgan_2': {'model.packing': 2},
     'pacgan_4': {'model.packing': 4},
@@ -123,7 +123,7 @@ PUBLISHED = {
 
 def define_flags() -> None:
     """Those of this study alone."""
-    flags.DEFINE_integer('steps', 10_000, 'Training steps of the generator.', lower_bound=1)
+    flags.DEFINE_integer('steps', 4000, 'Training steps of the generator.', lower_bound=1)
     flags.DEFINE_integer('seeds', 5, 'Runs of each setting and mixture.', lower_bound=1)
     flags.DEFINE_string('out', str(studies.ROOT / 'runs/mode_collapse'), 'The folder of results.')
 
