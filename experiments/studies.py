@@ -36,18 +36,19 @@ METRICS = ('fid', 'prdc')
 GROUPS = 20  # parts of the samples, each left out once, that tell the error of a distance
 
 
-def start(define: Callable[[], None], main: Callable[[], None]) -> None:
+def start(define: Callable[[], None], main: Callable[[], None], of_a_run: bool = True) -> None:
     """Runs a study as a command; a user's mistake ends in one line and exit code 2.
 
     Args:
-      define: defines the study's own flags; `config`, `workdir`, `step`, `n`, `plot` and `rows` are
-        there.
+      define: defines the study's own flags; `plot` and `rows` are there.
       main: the study, which finds its flags parsed.
+      of_a_run: whether it is about a trained model, and `config`, `workdir`, `step` and `n` are
+        there too.
     """
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     absl_logging.set_verbosity(absl_logging.FATAL)
     try:
-        _read_flags(define)
+        _read_flags(define, of_a_run)
         keep_compiled()
         return_memory()
         spare_threads()
@@ -59,24 +60,30 @@ def start(define: Callable[[], None], main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def _read_flags(define: Callable[[], None]) -> None:
-    # Configs begin from other configs; this folder is no package.
-    sys.path.insert(0, str(ROOT))
+def _read_flags(define: Callable[[], None], of_a_run: bool) -> None:
     try:
-        known = str(ROOT / 'configs/edm_fashion_mnist.py')
-        config_flags.DEFINE_config_file('config', known, 'FILE[:variant]; fields: --config.a.b=1')
-        flags.DEFINE_string('workdir', None, 'The run (default: runs/CONFIG_VARIANT).')
-        flags.DEFINE_string('step', None, 'The checkpoint: a number, or best (default: newest).')
-        flags.DEFINE_integer('n', 1000, 'Samples of a row.', lower_bound=8)
+        if of_a_run:
+            _define_run()
         flags.DEFINE_list('rows', [], 'Those to do, by name (default: all).')
         flags.DEFINE_bool('plot', True, 'Whether to draw a figure, which needs matplotlib.')
         define()
         extra = FLAGS(sys.argv)[1:]
-        FLAGS.config.seed  # noqa: B018 (a file that failed to load says so only when it is used)
+        if of_a_run:
+            FLAGS.config.seed  # noqa: B018 (a file that failed to load says so when it is used)
     except Exception as error:  # a config file is the user's code, and flags can be wrong
         raise UserError(in_one_line(error)) from None
     if extra:
         raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
+
+
+def _define_run() -> None:
+    # Configs begin from other configs; this folder is no package.
+    sys.path.insert(0, str(ROOT))
+    known = str(ROOT / 'configs/edm_fashion_mnist.py')
+    config_flags.DEFINE_config_file('config', known, 'FILE[:variant]; fields: --config.a.b=1')
+    flags.DEFINE_string('workdir', None, 'The run (default: runs/CONFIG_VARIANT).')
+    flags.DEFINE_string('step', None, 'The checkpoint: a number, or best (default: newest).')
+    flags.DEFINE_integer('n', 1000, 'Samples of a row.', lower_bound=8)
 
 
 def opened(name: str, config, **told) -> 'Study':
@@ -113,15 +120,20 @@ def numbers(flag: str, kind: type = int, least: float = 1) -> tuple:
     return found
 
 
-def figure(columns: int) -> tuple[Any, Any]:
-    """An empty figure of matplotlib and its axes, side by side; UserError where that is missing."""
+def figure(columns: int, rows: int = 1, size: tuple = (6.5, 5)) -> tuple[Any, Any]:
+    """An empty figure of matplotlib and its axes; UserError where that is missing.
+
+    Args:
+      columns, rows: of axes.
+      size: width and height of one, inches.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         mend = 'pip install matplotlib, or leave the figure out with --noplot'
         raise UserError(f'matplotlib is missing, which draws the figure: {mend}') from None
-    page = Figure((6.5 * columns, 5), layout='constrained')
-    return page, page.subplots(1, columns)
+    page = Figure((size[0] * columns, size[1] * rows), layout='constrained')
+    return page, page.subplots(rows, columns)
 
 
 def legends(axes) -> None:

@@ -331,6 +331,9 @@ def unrolled(judge: Judge, opponent: Net, real: jax.Array, fake: jax.Array) -> N
 
     for _ in range(rules.unroll):
         gradient = jax.grad(loss_fn)(opponent.params)
+        # Adam's root of its second moment is steep without end at 0, where units are dead from the
+        # start; their 0 passes no gradient on.
+        gradient = jax.tree.map(lambda g: jnp.where(g == 0, 0.0, g), gradient)
         updates, opt_state = judge.game.d_tx.update(gradient, opponent.opt_state, opponent.params)
         params = optax.apply_updates(opponent.params, updates)
         opponent = opponent.replace(params=params, opt_state=opt_state)
@@ -457,8 +460,9 @@ def create(config) -> Method:
     def init(key, batch):
         check_batch(batch, size, channels)
         g_key, d_key = jax.random.split(key)
-        z, x = jnp.zeros((1, game.generator.latent_dim)), batch['image'][:1]
-        label = jnp.zeros(1, jnp.int32) if classes else None
+        n = config.model.get('packing', 1)  # no less than what is judged at once
+        z, x = jnp.zeros((n, game.generator.latent_dim)), jnp.zeros((n, size, size, channels))
+        label = jnp.zeros(n, jnp.int32) if classes else None
         g_variables = game.generator.init(g_key, z, label, train=False)
         d_variables = game.discriminator.init(d_key, x, label, train=False)
         return State(
@@ -644,11 +648,11 @@ def check(config) -> None:
     ]
     for field, known, value in (*named, *(('augment', AUGMENTATIONS, x) for x in rules.augment)):
         require(value in known, f'gan.{field}', value, f'a known name{nearest(value, known)}')
-    parts = rules.n_critic * config.accumulate
     require(rules.n_critic >= 1, 'gan.n_critic', rules.n_critic, 'a whole number of at least 1')
-    require(
-        batch % parts == 0, 'batch_size', batch, f'a multiple of n_critic * accumulate = {parts}'
-    )
+    packing = config.model.get('packing', 1)
+    parts = rules.n_critic * config.accumulate * max(packing, 1)
+    product = 'n_critic * accumulate' + ' * model.packing' * (packing > 1)
+    require(batch % parts == 0, 'batch_size', batch, f'a multiple of {product} = {parts}')
     for field in ('label_smoothing', 'fake_smoothing'):
         require(0 <= rules[field] < 1, f'gan.{field}', rules[field], '0 or more, below 1')
     for field in (

@@ -53,6 +53,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images, and the label where it is told, to logits; sows its last hidden layer as 'features'.
 
+    Packed (PacGAN: Lin et al. 2018, section 2), it sees m neighbours of the batch as one input, and
+    has one logit and one row of features for them.
+
     Attributes:
       widths: of the hidden layers.
       pieces: linear functions of which a maxout unit is the largest; 1: rectified units.
@@ -60,6 +63,7 @@ class Discriminator(nn.Module):
       spectral: whether weights are divided by their largest singular value.
       num_classes: k; 0: no labels.
       minibatch_kernels: closenesses that minibatch discrimination tells the last layer; 0: none.
+      packing: m, images that are judged together; 1: each alone.
     """
 
     widths: tuple[int, ...]
@@ -68,11 +72,13 @@ class Discriminator(nn.Module):
     spectral: bool
     num_classes: int
     minibatch_kernels: int
+    packing: int = 1
 
     @nn.compact
     def __call__(self, x, label=None, *, train: bool):
-        """Images [b, h, w, c], int32 [b] or None -> logits [b]; training has the rng 'dropout'."""
+        """Images [b, h, w, c], int32 [b] or None -> logits [b / m]; training: rng 'dropout'."""
         x = _beside(x.reshape(len(x), -1), label, self.num_classes)  # [b, h w c + k]
+        x = x.reshape(-1, self.packing * x.shape[-1])  # [b / m, m (h w c + k)]; b / m is b below
         for i, width in enumerate(self.widths):
             x = self._dense(width * self.pieces, train, f'dense_{i}')(x)
             # [b, width]
@@ -105,6 +111,7 @@ def defaults() -> dict:
         'd_spectral': False,  # whether its weights have spectral normalisation
         'condition': 'none',  # how labels are told: none, concat (beside z, and beside the image)
         'minibatch_kernels': 0,  # of minibatch discrimination; 0: none
+        'packing': 1,  # images that the discriminator judges together (PacGAN); divides the batch
         'output': 'tanh',  # of the generator: tanh, linear
     }
 
@@ -120,7 +127,12 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
       UserError: a number or name is out of bounds.
     """
     model, data = config.model, config.data
-    for name, least in (('latent_dim', 1), ('pieces', 1), ('minibatch_kernels', 0)):
+    for name, least in (
+        ('latent_dim', 1),
+        ('pieces', 1),
+        ('minibatch_kernels', 0),
+        ('packing', 1),
+    ):
         expected = f'a whole number of at least {least}'
         require(model[name] >= least, f'model.{name}', model[name], expected)
     for name in ('g_widths', 'd_widths'):
@@ -140,5 +152,6 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
         model.d_spectral,
         classes,
         model.minibatch_kernels,
+        model.packing,
     )
     return generator, discriminator
