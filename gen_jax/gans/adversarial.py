@@ -312,7 +312,9 @@ def generator_loss(judge: Judge, opponent: Net, params, extra, asked: Round) -> 
         loss = (1 - share) * loss + share * mismatch(of_real['features'], of_fake['features'])
     if 'class_logits' in of_fake:
         loss += rules.auxiliary_weight * misjudged(of_fake, asked.label)
-    metrics = {'diversity': spread(fake) / (spread(asked.image) + 1e-12)}
+    metrics = {}
+    if len(fake) > 1:
+        metrics['diversity'] = spread(fake) / (spread(asked.image) + 1e-12)
     return loss, (extra, metrics)
 
 
@@ -599,7 +601,7 @@ def advise(means: dict) -> dict[str, str]:
             f'it is right on {right:.1%} of images, which teaches the generator little: try '
             "gan.penalty='r1', gan.instance_noise, or a lower gan.d_rate_ratio"
         )
-    if means['g_diversity'] < 0.25:
+    if means.get('g_diversity', 1.0) < 0.25:
         said['mode collapse'] = (
             f'generated images differ from each other by {means["g_diversity"]:.0%} of what real '
             "ones do: try gan.penalty='r1', gan.objective='hinge' with spectral normalisation, or "
@@ -620,22 +622,26 @@ def game_of(config) -> Game:
         OBJECTIVES[rules.objective],
         rules,
         lazy_optimizer(config.optimizer, 1.0, lazy_path),
-        lazy_optimizer(config.optimizer, rules.d_rate_ratio, lazy_penalty),
+        lazy_optimizer(config.optimizer, rules.d_rate_ratio, lazy_penalty, rules.n_critic),
         config.accumulate,
     )
 
 
-def lazy_optimizer(options, ratio: float, k: int) -> optax.GradientTransformation:
+def lazy_optimizer(options, ratio: float, k: int, rounds: int = 1) -> optax.GradientTransformation:
     """Adam for k steps and one of regularisation, as if it were k (Karras et al. 2020, appendix B).
 
     Args:
       options: of `gen_jax.method.optimizer`.
       ratio: of the learning rate to that of `options`.
       k: 1: no step of regularisation apart.
+      rounds: steps of Adam, beside those of regularisation, in one of training: the schedule,
+        which `options` has in steps of training, is stretched by all of them.
     """
     options, c = options.copy_and_resolve_references(), k / (k + 1) if k > 1 else 1.0
     options.learning_rate = ratio * c * options.learning_rate
     options.b1, options.b2 = options.b1**c, options.b2**c
+    for field in ('warmup', 'decay_steps'):
+        options[field] = round(options[field] * (rounds + (1 / k if k > 1 else 0)))
     return optimizer(options)
 
 

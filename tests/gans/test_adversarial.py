@@ -292,6 +292,18 @@ def test_adam_is_told_of_lazy_steps():
     np.testing.assert_allclose(updates['w'], -0.16 * m / np.sqrt(v), rtol=1e-5)
 
 
+def test_schedules_are_in_training_steps():
+    """Of five steps of Adam in one of training, and a sixth in every second."""
+    options = house.default('gans.adversarial').optimizer
+    options.update({'warmup': 10, 'learning_rate': 1.0, 'b1': 0.0, 'b2': 0.0})
+    tx, params = adversarial.lazy_optimizer(options, 1.0, 2, rounds=5), {'w': jnp.zeros(1)}
+    state, moved = tx.init(params), []
+    for _ in range(60):
+        updates, state = tx.update({'w': jnp.ones(1)}, state, params)
+        moved.append(-float(updates['w'][0]))
+    assert moved[53] < moved[54] < moved[55] == moved[59] == pytest.approx(2 / 3)
+
+
 def test_feature_matching_alone_forgets_the_objective():
     losses = [
         stepped(gan__objective=name, gan__feature_matching=1.0)[2]['g_loss']
