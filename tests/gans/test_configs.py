@@ -56,3 +56,13 @@ def test_rates_of_lazy_regularisation_are_the_authors():
     assert config.optimizer.learning_rate == pytest.approx(0.0025 * 4 / 5)
     assert config.optimizer.learning_rate * config.gan.d_rate_ratio == pytest.approx(0.0025)
     assert config.ema_decay == pytest.approx(0.5 ** (64 / 500_000), abs=1e-7)
+
+
+def test_progressive_growing_is_the_authors():
+    """config.py, section 6.5: 400 kimg of each size and of each transition, 20,000 in all."""
+    config = load('progan_cifar10', '')
+    assert config.gan.grow_steps * config.batch_size == 400_000
+    assert config.steps * config.batch_size == 20_000_000
+    method = create(config)
+    sizes = [method.stage(step) for step in (0, 24_999, 25_000, 75_000, 125_000, 10**6)]
+    assert sizes == [4, 4, 8, 16, 32, 32]
