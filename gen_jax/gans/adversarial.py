@@ -19,23 +19,32 @@ What the papers leave open:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from flax import linen as nn
 from flax import struct
 from jax.scipy.special import erf, erfinv
 
-from gen_jax.config import nearest, require
 from gen_jax.gans import networks
-from gen_jax.gans.augment import AUGMENTATIONS, augmented, moved
-from gen_jax.gans.objectives import OBJECTIVES, Objective
-from gen_jax.gans.penalties import PENALTIES, path_lengths
-from gen_jax.gans.progressive import faded
+from gen_jax.gans.game import (
+    NOISE,
+    PATH,
+    Game,
+    Judge,
+    Round,
+    discriminator_loss,
+    generate,
+    generator_loss,
+    styles,
+)
+from gen_jax.gans.growing import enlarged, growth, shown
+from gen_jax.gans.objectives import OBJECTIVES
+from gen_jax.gans.penalties import path_lengths
+from gen_jax.gans.rules import check, knobs_for, rules_for
 from gen_jax.gans.style_layers import sizes_up_to
 from gen_jax.method import (
     Method,
@@ -48,73 +57,23 @@ from gen_jax.method import (
     optimizer_defaults,
     ramped_decay,
 )
-from gen_jax.nn.resize import double, halve
 
 CHOICES = ('network',)
-# Of z, as samples are drawn.
-SPREAD = {
-    'temperature': 1.0,  # standard deviation of z; below 1: less variety
-    'truncation': 0.0,  # largest |z| at temperature 1 (BigGAN); 0: any
-}
-# Of generators that map z to styles (Karras et al. 2019 and 2020).
-STYLE = {
-    'style_mixing': 0.9,  # share of images with the styles of two z; 0: none
-    'path_length': 2.0,  # weight of path length regularisation; 0: none
-    'path_length_every': 4,  # training steps
-}
-# Of networks that can grow (Karras et al. 2018).
-GROWTH = {
-    # Training steps of each size, from 4x4 pixels on, and as many until the next has faded in;
-    # 0: all at full size
-    'grow_steps': 0,
-}
-STYLE_KNOBS = {
-    'psi': 1.0,  # truncation in w; 1: none, 0: the mean
-}
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many
 
 
 def defaults(network: str = 'dcgan') -> dict:
-    """This method's part of the config: the non-saturating game, alone.
-
-    Each stabiliser is off, and any may be turned on with any other.
-    """
-    styled, direction = network in networks.STYLED, network in networks.NORMALISED
+    """This method's part of the config."""
     return {
         **networks.defaults(network),
-        'gan': {
-            # minimax, non_saturating, least_squares (LSGAN), hinge, wasserstein
-            'objective': 'non_saturating',
-            'label_smoothing': 0.0,  # s: the discriminator's target for real images is 1 - s
-            'fake_smoothing': 0.0,  # its target for generated ones
-            'n_critic': 1,  # steps of the discriminator for one of the generator; divides the batch
-            'd_rate_ratio': 1.0,  # the discriminator's learning rate over the generator's
-            'penalty': '',  # on its gradient: wgan_gp, dragan, r1, r2, r1_r2; '': none
-            'penalty_weight': 10.0,  # lambda, or gamma
-            'penalty_target': 1.0,  # the norm that wgan_gp and dragan draw it to
-            # Training steps from one penalty to the next, which is as much stronger (lazy
-            # regularisation, Karras et al. 2020); Adam is told of the steps in between
-            'penalty_every': 1,
-            'drift': 0.0,  # weight of E[D(x)^2] of real images (Karras et al. 2018)
-            'clip_weights': 0.0,  # largest parameter of a critic (WGAN); 0: any
-            'instance_noise': 0.0,  # deviation of noise on all that the discriminator sees
-            'instance_noise_steps': 0,  # training steps until it has faded to 0; 0: it stays
-            'augment': (),  # DiffAugment: color, translation, cutout
-            'consistency': 0.0,  # weight of consistency regularisation, of real images
-            'consistency_fake': 0.0,  # and of generated ones
-            'feature_matching': 0.0,  # its share of the generator's loss, 0 to 1 (Salimans et al.)
-            'unroll': 0,  # steps of the discriminator that the generator looks ahead
-            'auxiliary_weight': 1.0,  # of the classifier's losses, with model.condition='auxiliary'
-            **(STYLE if styled else {}),
-            **(GROWTH if network in networks.GROWING else {}),
-        },
+        'gan': rules_for(network),
         # The generator's; the discriminator's differs by d_rate_ratio.
         'optimizer': optimizer_defaults(learning_rate=2e-4, b1=0.5),
         'ema_decay': 0.999,  # of the generator that samples; 0: none kept
         'ema_rampup': 0.0,  # most of its half-life, as a share of the steps so far; 0: no limit
         'ema_start': 0,  # the step until which the average is the weights of now
-        'sample': {'knobs': dict(STYLE_KNOBS if styled else {} if direction else SPREAD)},
+        'sample': {'knobs': knobs_for(network)},
     }
 
 
@@ -130,232 +89,6 @@ class State(struct.PyTreeNode):
     discriminator: Net
     step: jax.Array
     path_length: Any
-
-
-class Game(NamedTuple):
-    """What both players know: the nets, the rules (`config.gan`), and how each learns.
-
-    Where networks grow, `growth` has the size of a step and how far it is faded in.
-    """
-
-    generator: nn.Module
-    discriminator: nn.Module
-    objective: Objective
-    rules: Any
-    g_tx: optax.GradientTransformation
-    d_tx: optax.GradientTransformation
-    accumulate: int
-    growth: Any = None
-
-    def draw(self, key: jax.Array, image: jax.Array, label: jax.Array | None) -> 'Round':
-        """What a step needs beside images [b, h, w, c] and their labels."""
-        z = jax.random.normal(key, (len(image), self.generator.latent_dim))
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(image))
-        return Round(image, label, z, keys, jax.random.fold_in(key, 2))
-
-
-class Round(NamedTuple):
-    """What a step of one player is about.
-
-    Attributes:
-      image: real ones [b, h, w, c].
-      label: int32 [b], of real and of generated ones, or None.
-      z: [b, d].
-      keys: [b], of all else that is drawn for an example.
-      whole: one key, of what is drawn for the batch.
-    """
-
-    image: jax.Array
-    label: jax.Array | None
-    z: jax.Array
-    keys: jax.Array
-    whole: jax.Array
-
-    def keys_of(self, name: int) -> jax.Array:
-        """Keys [b] of their own for one purpose, a number from 0."""
-        return jax.vmap(lambda key: jax.random.fold_in(key, name))(self.keys)
-
-
-NOISE, MIXING, VIEW, PENALTY, MOVED, PATH = range(6)
-
-
-# --- one pass through one network ----------------------------------------------------------------
-
-
-def play(module: nn.Module, variables: dict, *args, **options) -> tuple[Any, dict, dict]:
-    """The output in training, the collections with what training keeps, and what was sown."""
-    extra = {name: value for name, value in variables.items() if name != 'params'}
-    mutable = [*extra, 'intermediates']
-    out, changed = module.apply(variables, *args, train=True, mutable=mutable, **options)
-    sown = {name: values[0] for name, values in changed.pop('intermediates', {}).items()}
-    return out, extra | changed, sown
-
-
-def generate(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict]:
-    """Images [b, h, w, c] and the generator's collections after it."""
-    noise, growth = asked.keys_of(NOISE), game.growth or {}
-    if 'style_mixing' not in game.rules:
-        told = asked.z, asked.label
-        images, extra, _ = play(game.generator, variables, *told, keys=noise, **growth)
-        return images, extra
-    ws, extra = styles(game, variables, asked)
-    return game.generator.apply(variables, ws, noise, method='synthesis', **growth), extra
-
-
-def styles(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict]:
-    """Styles [b, num_ws, w_dim], some with a second z's from a random layer on, and collections.
-
-    Style mixing (Karras et al. 2019, section 3.1).
-    """
-    ws, extra, _ = play(game.generator, variables, asked.z, asked.label, method='mapping')
-    if not game.rules.style_mixing:
-        return ws, extra
-
-    def draw(key):
-        z, layer, mixed = jax.random.split(key, 3)
-        crossover = jax.random.randint(layer, (), 1, ws.shape[1])
-        mixed = jax.random.bernoulli(mixed, game.rules.style_mixing)
-        return jax.random.normal(z, asked.z.shape[1:]), jnp.where(mixed, crossover, ws.shape[1])
-
-    z, crossover = jax.vmap(draw)(asked.keys_of(MIXING))  # [b, d], [b]
-    other = game.generator.apply(variables, z, asked.label, method='mapping')
-    first = jnp.arange(ws.shape[1]) < crossover[:, None]  # [b, num_ws]
-    return jnp.where(first[..., None], ws, other), extra
-
-
-class Judge(NamedTuple):
-    """The discriminator as a round knows it, with what it sees instead of images.
-
-    Attributes:
-      game: the players.
-      asked: the round.
-      noise: deviation of instance noise.
-    """
-
-    game: Game
-    asked: Round
-    noise: jax.Array
-
-    def view(self, x: jax.Array) -> jax.Array:
-        """Images as the discriminator sees them: with instance noise, and augmented."""
-        keys = self.asked.keys_of(VIEW)
-        if self.game.rules.instance_noise:
-            draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))
-            x = x + self.noise * draw(keys)
-        return augmented(keys, x, self.game.rules.augment)
-
-    def __call__(self, variables: dict, x: jax.Array) -> tuple[jax.Array, dict, dict]:
-        """Logits [b] of images, collections, and what was sown."""
-        options = {'rngs': {'dropout': self.asked.whole}}
-        if self.game.growth:
-            options['alpha'] = self.game.growth['alpha']
-        return play(self.game.discriminator, variables, self.view(x), self.asked.label, **options)
-
-    def penalty(self, variables: dict, real: jax.Array, fake: jax.Array) -> jax.Array:
-        """`gan.penalty`, weighted."""
-        rules = self.game.rules
-        value, targets = PENALTIES[rules.penalty]
-        options = {'target': rules.penalty_target} if targets else {}
-        keys = self.asked.keys_of(PENALTY)
-        found = value(lambda x: self(variables, x)[0], real, fake, keys, **options)
-        return rules.penalty_weight * found
-
-    def inconsistency(self, variables: dict, x: jax.Array, logits: jax.Array) -> jax.Array:
-        """E[(D(x) - D(T(x)))^2], T a flip and a shift (Zhang et al. 2020, equation 2)."""
-        return jnp.square(logits - self(variables, moved(self.asked.keys_of(MOVED), x))[0]).mean()
-
-
-# --- losses --------------------------------------------------------------------------------------
-
-
-def discriminator_loss(judge: Judge, generator: dict, params, extra, asked: Round) -> tuple:
-    """(loss, (collections, metrics)) of the discriminator; `generator` are its variables."""
-    game, judge = judge.game, judge._replace(asked=asked)
-    rules, real = game.rules, asked.image
-    fake = jax.lax.stop_gradient(generate(game, generator, asked)[0])  # [b, h, w, c]
-    on_real, extra, of_real = judge({'params': params, **extra}, real)  # [b]
-    on_fake, extra, of_fake = judge({'params': params, **extra}, fake)
-    smoothing = rules.label_smoothing, rules.fake_smoothing
-    loss = game.objective.discriminator(on_real, on_fake, smoothing)
-    variables, metrics = {'params': params, **extra}, {}
-    if rules.penalty and rules.penalty_every == 1:
-        metrics['penalty'] = judge.penalty(variables, real, fake)
-        loss += metrics['penalty']
-    if rules.drift:
-        loss += rules.drift * jnp.square(on_real).mean()
-    for weight, x, logits in (
-        (rules.consistency, real, on_real),
-        (rules.consistency_fake, fake, on_fake),
-    ):
-        if weight:
-            loss += weight * judge.inconsistency(variables, x, logits)
-    if 'class_logits' in of_real:
-        guessed = [misjudged(sown, asked.label) for sown in (of_real, of_fake)]
-        loss += rules.auxiliary_weight * sum(guessed)
-    if (boundary := game.objective.boundary) is not None:
-        metrics['real_accuracy'] = (on_real > boundary).mean()
-        metrics['fake_accuracy'] = (on_fake < boundary).mean()
-    return loss, (extra, metrics)
-
-
-def generator_loss(judge: Judge, opponent: Net, params, extra, asked: Round) -> tuple:
-    """(loss, (collections, metrics)) of the generator; `opponent` is the discriminator."""
-    game, judge = judge.game, judge._replace(asked=asked)
-    rules, variables = game.rules, {'params': params, **extra}
-    fake, extra = generate(game, variables, asked)  # [b, h, w, c]
-    if rules.unroll:
-        opponent = unrolled(judge, opponent, asked.image, fake)
-    logits, _, of_fake = judge(opponent.variables(), fake)  # [b]
-    loss = game.objective.generator(logits)
-    if share := rules.feature_matching:
-        _, _, of_real = judge(opponent.variables(), asked.image)
-        loss = (1 - share) * loss + share * mismatch(of_real['features'], of_fake['features'])
-    if 'class_logits' in of_fake:
-        loss += rules.auxiliary_weight * misjudged(of_fake, asked.label)
-    metrics = {}
-    if len(fake) > 1:
-        metrics['diversity'] = spread(fake) / (spread(asked.image) + 1e-12)
-    return loss, (extra, metrics)
-
-
-def unrolled(judge: Judge, opponent: Net, real: jax.Array, fake: jax.Array) -> Net:
-    """The discriminator after steps against these very images (Metz et al. 2017, equation 7).
-
-    The generator's gradient passes through the steps.
-    """
-    rules = judge.game.rules
-
-    def loss_fn(params):
-        on_real, extra, _ = judge({'params': params, **opponent.extra}, real)
-        on_fake, _, _ = judge({'params': params, **extra}, fake)
-        smoothing = rules.label_smoothing, rules.fake_smoothing
-        return judge.game.objective.discriminator(on_real, on_fake, smoothing)
-
-    for _ in range(rules.unroll):
-        gradient = jax.grad(loss_fn)(opponent.params)
-        # Adam's root of its second moment is steep without end at 0, where units are dead from the
-        # start; their 0 passes no gradient on.
-        gradient = jax.tree.map(lambda g: jnp.where(g == 0, 0.0, g), gradient)
-        updates, opt_state = judge.game.d_tx.update(gradient, opponent.opt_state, opponent.params)
-        params = optax.apply_updates(opponent.params, updates)
-        opponent = opponent.replace(params=params, opt_state=opt_state)
-    return opponent
-
-
-def misjudged(sown: dict, label: jax.Array) -> jax.Array:
-    """-E[log p(label)] by the auxiliary classifier (Odena et al. 2017, equation 2)."""
-    logits = sown['class_logits']  # [b, k]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-
-def mismatch(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """|E f(x) - E f(G(z))|^2 of features [b, f] (Salimans et al. 2016, section 3.1)."""
-    return jnp.square(real.mean(0) - fake.mean(0)).sum()
-
-
-def spread(x: jax.Array) -> jax.Array:
-    """Mean absolute difference of each image [b, h, w, c] from the one before."""
-    return jnp.abs(x - jnp.roll(x, 1, 0)).mean()
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -505,24 +238,10 @@ def create(config) -> Method:
             z = number('temperature')[:, None] * within(z, number('truncation')[:, None])  # [n, d]
         told = {name: number(name) for name in ('psi',) if name in config.sample.knobs}
         noise = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        return drawn(state, z, condition, keys=noise, **told)
+        return drawn(game, size, state, z, labels(condition, classes), keys=noise, **told)
 
     def decode(state, latents, condition):
-        return drawn(state, latents, condition)
-
-    def drawn(state, z, condition, **told):
-        variables, label = state.generator.variables(ema=True), labels(condition, classes)
-
-        def at(size, alpha):
-            grown = {'size': size, 'alpha': alpha} if grows else {}
-            images = game.generator.apply(variables, z, label, train=False, **told, **grown)
-            return enlarged(images, config.data.image_size)
-
-        if not grows:
-            return jnp.clip(at(size, 1.0), -1.0, 1.0)
-        number, alpha = growth(rules.grow_steps, size, state.step)
-        sizes = [partial(at, size) for size in sizes_up_to(size)]
-        return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
+        return drawn(game, size, state, latents, labels(condition, classes))
 
     latent_dim = None if classes else game.generator.latent_dim
 
@@ -540,41 +259,22 @@ def create(config) -> Method:
     )
 
 
-def growth(n: int, image_size: int, step) -> tuple:
-    """What a step trains: which of the sizes 4, 8, ..., and how far it is faded in.
+def drawn(game: Game, image_size: int, state: State, z: jax.Array, label, **told) -> jax.Array:
+    """Images [n, h, w, c] in [-1, 1] of z [n, d], by the generator that samples.
 
-    Each size is trained for n steps, then the next fades in over n (Karras et al. 2018, figure 2).
-
-    Args:
-      n: `gan.grow_steps`.
-      image_size: the last of the sizes.
-      step: an array of NumPy or of JAX.
-
-    Returns:
-      (number from 0, alpha in [0, 1]), of the same kind.
+    While networks grow they are of the size of now, in larger pixels.
     """
-    xp = np if isinstance(step, np.generic) else jnp
-    last = len(sizes_up_to(image_size)) - 1
-    number = (step // n + 1) // 2
-    fading = (number <= last) & ((step // n) % 2 == 1)
-    return xp.minimum(number, last), xp.where(fading, (step % n) / n, 1.0)
+    variables, steps = state.generator.variables(ema=True), game.rules.get('grow_steps', 0)
 
+    def at(size, alpha):
+        grown = {'size': size, 'alpha': alpha} if steps else {}
+        return game.generator.apply(variables, z, label, train=False, **told, **grown)
 
-def shown(image: jax.Array, size: int, alpha: jax.Array) -> jax.Array:
-    """Real images [b, s, s, c] as they are while `size` fades in, [b, size, size, c].
-
-    Karras et al. 2018, figure 2: they are mixed with themselves at half the size as well.
-    """
-    while image.shape[1] > size:
-        image = halve(image)
-    return image if size == 4 else faded(double(halve(image)), image, alpha)
-
-
-def enlarged(image: jax.Array, size: int) -> jax.Array:
-    """Images of any size on the way, [b, s, s, c], in squares: [b, size, size, c]."""
-    while image.shape[1] < size:
-        image = double(image)
-    return image
+    if not steps:
+        return jnp.clip(at(image_size, 1.0), -1.0, 1.0)
+    number, alpha = growth(steps, image_size, state.step)
+    sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in sizes_up_to(image_size)]
+    return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
 
 
 def within(z: jax.Array, limit: jax.Array) -> jax.Array:
@@ -643,67 +343,3 @@ def lazy_optimizer(options, ratio: float, k: int, rounds: int = 1) -> optax.Grad
     for field in ('warmup', 'decay_steps'):
         options[field] = round(options[field] * (rounds + (1 / k if k > 1 else 0)))
     return optimizer(options)
-
-
-def check(config) -> None:
-    """Raises UserError where the rules do not exist or do not fit each other."""
-    rules, batch = config.gan, config.batch_size
-    named = [
-        ('objective', OBJECTIVES, rules.objective),
-        ('penalty', ('', *PENALTIES), rules.penalty),
-    ]
-    for field, known, value in (*named, *(('augment', AUGMENTATIONS, x) for x in rules.augment)):
-        require(value in known, f'gan.{field}', value, f'a known name{nearest(value, known)}')
-    require(rules.n_critic >= 1, 'gan.n_critic', rules.n_critic, 'a whole number of at least 1')
-    packing = config.model.get('packing', 1)
-    parts = rules.n_critic * config.accumulate * max(packing, 1)
-    product = 'n_critic * accumulate' + ' * model.packing' * (packing > 1)
-    require(batch % parts == 0, 'batch_size', batch, f'a multiple of {product} = {parts}')
-    for field in ('label_smoothing', 'fake_smoothing'):
-        require(0 <= rules[field] < 1, f'gan.{field}', rules[field], '0 or more, below 1')
-    for field in (
-        'penalty_weight',
-        'clip_weights',
-        'instance_noise',
-        'instance_noise_steps',
-        'consistency',
-        'consistency_fake',
-        'auxiliary_weight',
-        'unroll',
-        'drift',
-        *(('grow_steps',) if 'grow_steps' in rules else ()),
-        *(('path_length',) if 'path_length' in rules else ()),
-    ):
-        require(rules[field] >= 0, f'gan.{field}', rules[field], '0 or more')
-    for field in ('penalty_every', *(('path_length_every',) if 'path_length' in rules else ())):
-        require(rules[field] >= 1, f'gan.{field}', rules[field], 'a whole number of at least 1')
-    for field in ('feature_matching', *(('style_mixing',) if 'style_mixing' in rules else ())):
-        require(0 <= rules[field] <= 1, f'gan.{field}', rules[field], '0 to 1')
-    for field in ('d_rate_ratio', 'penalty_target'):
-        require(rules[field] > 0, f'gan.{field}', rules[field], 'a positive number')
-    _check_fit(config)
-    for field, value in config.sample.knobs.items():
-        require(value >= 0, f'sample.knobs.{field}', value, '0 or more')
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
-    for field in ('ema_rampup', 'ema_start'):
-        require(config[field] >= 0, field, config[field], '0 or more')
-
-
-def _check_fit(config) -> None:
-    """Raises UserError where one rule forbids another."""
-    rules, model = config.gan, config.model
-    objective = OBJECTIVES[rules.objective]
-    critic = objective.boundary is None
-    smoothed = rules.label_smoothing or rules.fake_smoothing
-    smooth = ', '.join(name for name, other in OBJECTIVES.items() if other.smooths)
-    expected = f'one of {smooth}, which have targets to smooth'
-    require(objective.smooths or not smoothed, 'gan.objective', rules.objective, expected)
-    expected = "0 but for gan.objective='wasserstein'"
-    require(critic or not rules.clip_weights, 'gan.clip_weights', rules.clip_weights, expected)
-    spectral = model.get('d_spectral', config.network == 'biggan')
-    bounded = rules.penalty or rules.clip_weights or spectral
-    expected = 'gan.penalty, gan.clip_weights or model.d_spectral with it, to bound its gradient'
-    require(not critic or bounded, 'gan.objective', rules.objective, expected)
-    normed = model.get('d_batch_norm', False) and rules.penalty == 'wgan_gp'
-    expected = "'' or another where model.d_batch_norm=True ties the images of a batch together"
-    require(not normed, 'gan.penalty', rules.penalty, expected)

@@ -18,15 +18,15 @@ from gen_jax import train
 from gen_jax.errors import UserError
 from gen_jax.gans import adversarial
 from gen_jax.gans.adversarial import (
-    Judge,
     discriminator_step,
     game_of,
     generator_step,
-    growth,
     instance_noise,
-    shown,
     within,
 )
+from gen_jax.gans.game import Judge, generate, play, styles, unrolled
+from gen_jax.gans.growing import growth, shown
+from gen_jax.method import steps_taken
 
 MLP = {
     'data.image_size': 4,
@@ -167,7 +167,7 @@ def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay):
     asked = game_of(config).draw(jax.random.split(key)[1], batch['image'], None)
     sampler = after.generator.ema if ema_decay else after.generator.params
     variables = {'params': sampler, **state.generator.extra}
-    _, want, _ = adversarial.play(game_of(config).generator, variables, asked.z)
+    _, want, _ = play(game_of(config).generator, variables, asked.z)
     close(after.generator.extra, want, atol=1e-6)
     assert (after.generator.ema is None) == (ema_decay == 0)
     assert after.discriminator.ema is None
@@ -253,13 +253,7 @@ def test_a_lazy_penalty_comes_at_every_kth_step_and_is_as_much_stronger(monkeypa
     step, moves = jax.jit(method.train_step), []
     for i in range(4):
         state, _ = step(jax.random.key(i), state, batch_of(config))
-        moves.append(
-            int(
-                adversarial.optax.tree.get_all_with_path(state.discriminator.opt_state, 'count')[0][
-                    1
-                ]
-            )
-        )
+        moves.append(int(steps_taken(state.discriminator)))
     assert moves == [2, 3, 4, 6]  # Adam takes two steps at steps 0 and 3
     judge, seen = judge_of(config), []
     monkeypatch.setattr(adversarial, 'descend', lambda net, loss_fn, *rest: seen.append(loss_fn))
@@ -315,7 +309,7 @@ def test_feature_matching_alone_forgets_the_objective():
         state, after, _ = stepped(gan__objective=name, gan__feature_matching=1.0)
         key = jax.random.split(jax.random.key(1))[1]
         asked = game_of(config).draw(key, batch_of(config)['image'], None)
-        fake = adversarial.generate(game_of(config), state.generator.variables(), asked)[0]
+        fake = generate(game_of(config), state.generator.variables(), asked)[0]
         params = after.discriminator.params
         dense = params['dense_0']
 
@@ -347,14 +341,13 @@ def test_the_generator_looks_ahead():
     config = small(gan__unroll=1)
     _, state = started(config)
     judge, net = judge_of(config), state.discriminator
-    fake = adversarial.generate(judge.game, state.generator.variables(), judge.asked)[0]
-    ahead = adversarial.unrolled(judge, net, judge.asked.image, fake)
+    fake = generate(judge.game, state.generator.variables(), judge.asked)[0]
+    ahead = unrolled(judge, net, judge.asked.image, fake)
     after, _ = discriminator_step(judge, state)
     close(ahead.params, after.discriminator.params, atol=1e-6)
     through = jax.grad(
         lambda x: sum(
-            p.sum()
-            for p in jax.tree.leaves(adversarial.unrolled(judge, net, judge.asked.image, x).params)
+            p.sum() for p in jax.tree.leaves(unrolled(judge, net, judge.asked.image, x).params)
         )
     )(fake)
     assert np.abs(through).max() > 0
@@ -382,7 +375,7 @@ def test_styles_change_from_some_layer_on():
     config = small('stylegan2', gan__style_mixing=1.0, batch_size=32)
     _, state = started(config)
     judge, variables = judge_of(config), state.generator.variables()
-    ws, _ = adversarial.styles(judge.game, variables, judge.asked._replace(label=None))
+    ws, _ = styles(judge.game, variables, judge.asked._replace(label=None))
     first = ws[:, :1]
     own = np.asarray((ws == first).all(-1))  # [b, num_ws]
     assert own[:, 0].all()
@@ -390,7 +383,7 @@ def test_styles_change_from_some_layer_on():
     assert (np.diff(own.astype(int), axis=1) <= 0).all()  # once changed, it stays
     assert len(set(own.sum(1))) > 1
     plain = judge.game._replace(rules=ml_collections.FrozenConfigDict({'style_mixing': 0.0}))
-    ws, _ = adversarial.styles(plain, variables, judge.asked._replace(label=None))
+    ws, _ = styles(plain, variables, judge.asked._replace(label=None))
     assert (ws == ws[:, :1]).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gen_jax import config as house
 from gen_jax.gans import dcgan
-from gen_jax.gans.adversarial import play
+from gen_jax.gans.game import play
 from gen_jax.gans.objectives import OBJECTIVES
 
 torch = pytest.importorskip('torch')

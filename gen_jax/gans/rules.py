@@ -1,0 +1,134 @@
+"""The rules of a game, `config.gan`: what there is, and what does not fit together."""
+
+from gen_jax.config import nearest, require
+from gen_jax.gans import networks
+from gen_jax.gans.augment import AUGMENTATIONS
+from gen_jax.gans.objectives import OBJECTIVES
+from gen_jax.gans.penalties import PENALTIES
+
+# Of z, as samples are drawn.
+SPREAD = {
+    'temperature': 1.0,  # standard deviation of z; below 1: less variety
+    'truncation': 0.0,  # largest |z| at temperature 1 (BigGAN); 0: any
+}
+# Of generators that map z to styles (Karras et al. 2019 and 2020).
+STYLE = {
+    'style_mixing': 0.9,  # share of images with the styles of two z; 0: none
+    'path_length': 2.0,  # weight of path length regularisation; 0: none
+    'path_length_every': 4,  # training steps
+}
+# Of networks that can grow (Karras et al. 2018).
+GROWTH = {
+    # Training steps of each size, from 4x4 pixels on, and as many until the next has faded in;
+    # 0: all at full size
+    'grow_steps': 0,
+}
+STYLE_KNOBS = {
+    'psi': 1.0,  # truncation in w; 1: none, 0: the mean
+}
+
+
+def rules_for(network: str) -> dict:
+    """`config.gan` for a network: the non-saturating game, alone.
+
+    Each stabiliser is off, but for those that a network's papers have; any may be turned on with
+    any other.
+    """
+    return {
+        # minimax, non_saturating, least_squares (LSGAN), hinge, wasserstein
+        'objective': 'non_saturating',
+        'label_smoothing': 0.0,  # s: the discriminator's target for real images is 1 - s
+        'fake_smoothing': 0.0,  # its target for generated ones
+        'n_critic': 1,  # steps of the discriminator for one of the generator; divides the batch
+        'd_rate_ratio': 1.0,  # the discriminator's learning rate over the generator's
+        'penalty': '',  # on its gradient: wgan_gp, dragan, r1, r2, r1_r2; '': none
+        'penalty_weight': 10.0,  # lambda, or gamma
+        'penalty_target': 1.0,  # the norm that wgan_gp and dragan draw it to
+        # Training steps from one penalty to the next, which is as much stronger (lazy
+        # regularisation, Karras et al. 2020); Adam is told of the steps in between
+        'penalty_every': 1,
+        'drift': 0.0,  # weight of E[D(x)^2] of real images (Karras et al. 2018)
+        'clip_weights': 0.0,  # largest parameter of a critic (WGAN); 0: any
+        'instance_noise': 0.0,  # deviation of noise on all that the discriminator sees
+        'instance_noise_steps': 0,  # training steps until it has faded to 0; 0: it stays
+        'augment': (),  # DiffAugment: color, translation, cutout
+        'consistency': 0.0,  # weight of consistency regularisation, of real images
+        'consistency_fake': 0.0,  # and of generated ones
+        'feature_matching': 0.0,  # its share of the generator's loss, 0 to 1 (Salimans et al.)
+        'unroll': 0,  # steps of the discriminator that the generator looks ahead
+        'auxiliary_weight': 1.0,  # of the classifier's losses, with model.condition='auxiliary'
+        **(STYLE if network in networks.STYLED else {}),
+        **(GROWTH if network in networks.GROWING else {}),
+    }
+
+
+def knobs_for(network: str) -> dict:
+    """What samples can be asked for, `config.sample.knobs`."""
+    if network in networks.STYLED:
+        return dict(STYLE_KNOBS)
+    # Of a z of which only the direction is taken, neither changes anything.
+    return {} if network in networks.NORMALISED else dict(SPREAD)
+
+
+def check(config) -> None:
+    """Raises UserError where the rules do not exist or do not fit each other."""
+    rules, batch = config.gan, config.batch_size
+    named = [
+        ('objective', OBJECTIVES, rules.objective),
+        ('penalty', ('', *PENALTIES), rules.penalty),
+    ]
+    for field, known, value in (*named, *(('augment', AUGMENTATIONS, x) for x in rules.augment)):
+        require(value in known, f'gan.{field}', value, f'a known name{nearest(value, known)}')
+    require(rules.n_critic >= 1, 'gan.n_critic', rules.n_critic, 'a whole number of at least 1')
+    packing = config.model.get('packing', 1)
+    parts = rules.n_critic * config.accumulate * max(packing, 1)
+    product = 'n_critic * accumulate' + ' * model.packing' * (packing > 1)
+    require(batch % parts == 0, 'batch_size', batch, f'a multiple of {product} = {parts}')
+    for field in ('label_smoothing', 'fake_smoothing'):
+        require(0 <= rules[field] < 1, f'gan.{field}', rules[field], '0 or more, below 1')
+    for field in (
+        'penalty_weight',
+        'clip_weights',
+        'instance_noise',
+        'instance_noise_steps',
+        'consistency',
+        'consistency_fake',
+        'auxiliary_weight',
+        'unroll',
+        'drift',
+        *(('grow_steps',) if 'grow_steps' in rules else ()),
+        *(('path_length',) if 'path_length' in rules else ()),
+    ):
+        require(rules[field] >= 0, f'gan.{field}', rules[field], '0 or more')
+    for field in ('penalty_every', *(('path_length_every',) if 'path_length' in rules else ())):
+        require(rules[field] >= 1, f'gan.{field}', rules[field], 'a whole number of at least 1')
+    for field in ('feature_matching', *(('style_mixing',) if 'style_mixing' in rules else ())):
+        require(0 <= rules[field] <= 1, f'gan.{field}', rules[field], '0 to 1')
+    for field in ('d_rate_ratio', 'penalty_target'):
+        require(rules[field] > 0, f'gan.{field}', rules[field], 'a positive number')
+    _check_fit(config)
+    for field, value in config.sample.knobs.items():
+        require(value >= 0, f'sample.knobs.{field}', value, '0 or more')
+    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
+    for field in ('ema_rampup', 'ema_start'):
+        require(config[field] >= 0, field, config[field], '0 or more')
+
+
+def _check_fit(config) -> None:
+    """Raises UserError where one rule forbids another."""
+    rules, model = config.gan, config.model
+    objective = OBJECTIVES[rules.objective]
+    critic = objective.boundary is None
+    smoothed = rules.label_smoothing or rules.fake_smoothing
+    smooth = ', '.join(name for name, other in OBJECTIVES.items() if other.smooths)
+    expected = f'one of {smooth}, which have targets to smooth'
+    require(objective.smooths or not smoothed, 'gan.objective', rules.objective, expected)
+    expected = "0 but for gan.objective='wasserstein'"
+    require(critic or not rules.clip_weights, 'gan.clip_weights', rules.clip_weights, expected)
+    spectral = model.get('d_spectral', config.network == 'biggan')
+    bounded = rules.penalty or rules.clip_weights or spectral
+    expected = 'gan.penalty, gan.clip_weights or model.d_spectral with it, to bound its gradient'
+    require(not critic or bounded, 'gan.objective', rules.objective, expected)
+    normed = model.get('d_batch_norm', False) and rules.penalty == 'wgan_gp'
+    expected = "'' or another where model.d_batch_norm=True ties the images of a batch together"
+    require(not normed, 'gan.penalty', rules.penalty, expected)
