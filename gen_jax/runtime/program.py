@@ -62,7 +62,7 @@ class Program:
             out_shardings=(placed, self._everywhere),
             donate_argnums=2,
         )
-        self._train = functools.cache(lambda stage: train(self._train_step(stage)))
+        self._train = functools.cache(lambda stage: train(self._stepping(stage)))
         self._sample = jit(
             self._sample_step,
             in_shardings=(None, placed, None, None),
@@ -117,17 +117,18 @@ class Program:
     def _stage(self, step):
         return self.method.stage and self.method.stage(step)
 
-    def _train_step(self, stage):
+    def _stepping(self, stage):
+        """What a training step computes in this stage; None where there are none."""
         told = {} if self.method.stage is None else {'stage': stage}
 
-        def train_step(seed, step, state, batch):
+        def _train_step(seed, step, state, batch):
             key, state = (
                 random.step_key(seed, 'train', step),
                 self._gathered(state, parts=('params',)),
             )
             return self.method.train_step(key, state, batch, **told)
 
-        return train_step
+        return _train_step
 
     def _sample_step(self, seed, state, indices, condition):
         keys = random.sample_keys(seed, 'sample', indices)
