@@ -158,7 +158,7 @@ def test_autoguidance_by_itself_changes_nothing_nor_does_none(method):
     # Who is not guided does not notice that another is.
     mixed = full(0.0, guide=jnp.float32([0, 3, 0, 0]))
     got = sample(keys(B), Guided(good, bad), mixed)
-    np.testing.assert_allclose(np.delete(got, 1, 0), np.delete(want, 1, 0), atol=1e-5)
+    np.testing.assert_allclose(np.delete(got, 1, 0), np.delete(want, 1, 0), atol=1e-4)
 
 
 @pytest.mark.slow
