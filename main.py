@@ -1,4 +1,4 @@
-"""Trains, samples, edits, evaluates, inspects, benchmarks and plans deep generative image models.
+"""Trains, samples, edits, evaluates, explores, benchmarks, plans deep generative image models.
 
   python main.py                                              digits, into runs/ddpm_digits
   python main.py --config=configs/ddpm_cifar10.py --workdir=runs/ddpm_cifar10
@@ -27,7 +27,7 @@ from gen_jax.runtime.sharding import join_processes
 
 # Each mode's own flag.
 MODES = {'train': '', 'sample': 'step', 'evaluate': 'step', 'inspect': 'step'}
-MODES |= {'edit': 'step', 'benchmark': '', 'plan': 'topology'}
+MODES |= {'edit': 'step', 'explore': 'step', 'benchmark': '', 'plan': 'topology'}
 FLAGS = flags.FLAGS
 
 

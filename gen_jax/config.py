@@ -144,6 +144,24 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'jump': 10,  # of repaint: steps that are taken again together
                 'repeats': 10,  # of repaint: how often, in all
             },
+            'explore': {
+                # interpolate, truncation, mixing, project, boundary, principal
+                'task': 'interpolate',
+                'rows': 8,  # latents to begin with; of project, images; of principal, components
+                'columns': 8,  # places on the way of each
+                'space': 'w',  # of interpolate: z, or w
+                # (first, beyond) of the layers that take other styles; (): of mixing the latter
+                # half, of boundary and principal all
+                'layers': (),
+                'spread': 3.0,  # of boundary and principal: standard deviations to each side
+                'samples': 2000,  # latents that the mean of w and directions are found from
+                'attribute': 'brightness',  # of boundary; or 'class:K', as eval.network sees it
+                'images': '',  # of project: a folder of them; '': those of data.eval_split
+                'steps': 500,  # of project
+                'learning_rate': 0.1,  # of project
+                'extended': False,  # of project: whether each layer has a w of its own
+                'pixel_weight': 1.0,  # of the squared error, beside the distance eval.perceptual
+            },
             'eval': {
                 # per_example (what evaluate_step says of the eval split), reconstruction (of it);
                 # of samples: fid, sfid, kid, is, prdc, accuracy, modes, diversity, path_length

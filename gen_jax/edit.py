@@ -109,9 +109,11 @@ class Editing(Program):
         self._masks = {}
         if config.edit.task in MASKED:
             self._masks = {'mask': read_mask(config.edit.mask, config.data.image_size)}
-        self._images, self._labels = read_images(config, self.num_classes)
         # Interpolation needs an image to go to.
-        self._rows = len(self._images) - (config.edit.task == 'interpolate')
+        more = int(config.edit.task == 'interpolate')
+        options = config.edit.images, config.edit.n + more, 1 + more
+        self._images, self._labels = read_images(config, 'edit.images', *options, self.num_classes)
+        self._rows = len(self._images) - more
         self._results = 1 if config.edit.task == 'reconstruct' else config.edit.results
 
     def condition(self, indices: np.ndarray) -> dict:
@@ -159,35 +161,38 @@ def _page(task: str, source, given, results, other=None) -> np.ndarray:
     return images.grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
 
 
-def read_images(config, num_classes: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images to edit, as `config.data` brings them to one size, and what they show.
+def read_images(
+    config, field: str, folder: str, most: int, least: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Given images, as `config.data` brings them to one size, and what they show.
 
     Args:
-      config: `edit`, `data`, and `sample.label` where there are classes: the class that all images
-        show; -1: what their source says.
+      config: `data`, and `sample.label` where there are classes: the class that all images show;
+        -1: what their source says.
+      field: of the config, that names the folder.
+      folder: of images; '': those of `data.eval_split`.
+      most, least: how many to read, the first ones, and how many there have to be.
       num_classes: what the model, or what guides it, is told of; 0: nothing.
 
     Returns:
-      uint8 [n, h, w, c], or fewer where there are fewer, with one more to interpolate to; int32
-      [n] or None, where there are no classes or `sample.label` tells.
+      uint8 [n, h, w, c]; int32 [n] or None, where there are no classes or `sample.label` tells.
 
     Raises:
-      UserError: no such folder, no images in it, or no labels.
+      UserError: no such folder, too few images in it, or no labels.
     """
-    edit, data, split = config.edit, config.data.copy_and_resolve_references(), 'train'
-    if not edit.images:
+    data, split = config.data.copy_and_resolve_references(), 'train'
+    if not folder:
         split = data.eval_split
-    elif Path(edit.images).expanduser().is_dir():
-        data.source, data.num_classes = f'folder:{edit.images}', 0
+    elif Path(folder).expanduser().is_dir():
+        data.source, data.num_classes = f'folder:{folder}', 0
     else:
-        raise UserError(
-            f"config.edit.images={edit.images!r} is not a folder: expected one of images, or ''"
-        )
+        raise UserError(f"config.{field}={folder!r} is not a folder: expected one of images, or ''")
     source = sources.open_source(data, split)
-    more = edit.task == 'interpolate'
-    if len(source) <= more:
-        raise UserError(f'{data.source} has one image only: {edit.task} needs 2 or more')
-    examples = [source[i] for i in range(min(edit.n + more, len(source)))]
+    if len(source) < least:
+        raise UserError(
+            f'{data.source} has {len(source)} images: config.{field} needs {least} or more'
+        )
+    examples = [source[i] for i in range(min(most, len(source)))]
     pixels = np.stack([example['image'] for example in examples])
     if not num_classes or config.sample.label != -1:
         return pixels, None

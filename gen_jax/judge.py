@@ -159,15 +159,10 @@ class Judge:
     def _open_distance(self) -> None:
         config = self._program.config
         self._distance, self._seen_by = open_distance(config.eval)
-        lpips_side = 0 if self._perceptual == 'ssim' else lpips.NETS[self._perceptual].smallest_side
-        needs_ssim = self._perceptual == 'ssim' or 'reconstruction' in self._names
-        side = max(lpips_side, smallest_side(1) if needs_ssim else 0)
         name = next(name for name in self._names if name in PERCEPTUAL)
-        if config.data.image_size < side:
-            raise UserError(
-                f'metric {name!r} needs images of at least {side}x{side} pixels, and these have '
-                f'{config.data.image_size}: leave it out of config.eval.metrics'
-            )
+        seen_by = {self._perceptual} | ({'ssim'} if 'reconstruction' in self._names else set())
+        for distance in sorted(seen_by):
+            check_side(config, distance, f'metric {name!r}', 'leave it out of config.eval.metrics')
         self._real_images = sources.open_source(config.data, config.data.eval_split)
 
     def _check_count(self, name: str, what: str, n: int | None, least: int) -> None:
@@ -377,6 +372,22 @@ class Reference:
         if not self.num_classes:
             return None
         return np.bincount(labels_of(self._source), minlength=self.num_classes)
+
+
+def check_side(config, distance: str, what: str, mend: str) -> None:
+    """Raises UserError where the config's images are too small for a distance, 'ssim' or LPIPS's.
+
+    Args:
+      config: with `data.image_size`.
+      distance: as `config.eval.perceptual` names it.
+      what, mend: what needs it, and how to do without.
+    """
+    side = smallest_side(1) if distance == 'ssim' else lpips.NETS[distance].smallest_side
+    if config.data.image_size < side:
+        raise UserError(
+            f'{what} needs images of at least {side}x{side} pixels, and these have '
+            f'{config.data.image_size}: {mend}'
+        )
 
 
 def open_distance(options) -> tuple[Callable, dict]:

@@ -16,6 +16,25 @@ from flax import struct
 from gen_jax.errors import UserError
 
 
+class Latents(NamedTuple):
+    """What a generator draws from, in two steps.
+
+    Attributes:
+      dim: length of z, which is standard normal.
+      mapping: (state, z [n, dim], condition) -> ws [n, layers, d], what tells each layer its style;
+        z itself, as one layer, where there are no styles.
+      synthesis: (state, ws, condition) -> images [n, h, w, c] in [-1, 1], deterministic.
+      styled: whether there are styles.
+      truncation: the knob that trades variety for quality; '' where there is none.
+    """
+
+    dim: int
+    mapping: Callable
+    synthesis: Callable
+    styled: bool
+    truncation: str
+
+
 class Method(NamedTuple):
     """One generative model as pure functions over one state pytree.
 
@@ -41,6 +60,7 @@ class Method(NamedTuple):
       num_classes: what `label` may be of, of `log_prob`'s and of a condition's where these are not
         the config's; 0: `config.data.num_classes`.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
+      latents: of a generator that draws in one go.
       network_calls: calls of the network in one `sample_step`, as the config has it.
       stage: (step) -> hashable, of what a training step is, where that is not always the same.
       advise: ({name: mean over some steps}) -> {what goes wrong in training: what to do}.
@@ -57,6 +77,7 @@ class Method(NamedTuple):
     edits: dict[str, Callable] | None = None
     num_classes: int = 0
     latent_dim: int | None = None
+    latents: Latents | None = None
     network_calls: int = 1
     stage: Callable | None = None
     advise: Callable | None = None

@@ -180,6 +180,9 @@ def test_every_tiny_config_runs_every_mode(capsys, tmp_path, config):
         assert list((tmp_path / 'samples').glob('step_*.png'))
         assert len(list((tmp_path / 'samples').glob('at_step_*/*.png'))) == 8
     assert FINGERPRINT.search(run('inspect'))[1] == trained
+    if 'gan' in config.stem:
+        run('explore')
+        assert (tmp_path / 'explore/interpolate_00000004.png').exists()
     if config.stem in PAPERS:
         return
     run('evaluate')

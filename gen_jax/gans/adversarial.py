@@ -27,7 +27,6 @@ import ml_collections
 import numpy as np
 import optax
 from flax import struct
-from jax.scipy.special import erf, erfinv
 
 from gen_jax.gans import networks
 from gen_jax.gans.game import (
@@ -41,7 +40,8 @@ from gen_jax.gans.game import (
     generator_loss,
     styles,
 )
-from gen_jax.gans.growing import enlarged, growth, shown
+from gen_jax.gans.growing import growth, shown
+from gen_jax.gans.latents import latents
 from gen_jax.gans.objectives import OBJECTIVES
 from gen_jax.gans.penalties import path_lengths
 from gen_jax.gans.rules import check, knobs_for, rules_for
@@ -51,7 +51,6 @@ from gen_jax.method import (
     Net,
     check_batch,
     descend,
-    knob,
     labels,
     optimizer,
     optimizer_defaults,
@@ -59,6 +58,8 @@ from gen_jax.method import (
 )
 
 CHOICES = ('network',)
+# What `decode` does to its latents, whatever samples are asked for: nothing.
+UNTRUNCATED = {'temperature': 1.0, 'truncation': 0.0, 'psi': 1.0}
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many
 
@@ -231,17 +232,15 @@ def create(config) -> Method:
         state, g_metrics = generator_step(Judge(now, asked, noise), state, decay)
         return state.replace(step=state.step + 1), d_metrics | g_metrics
 
-    def sample_step(keys, state, condition):
-        number = partial(knob, config, condition, n=len(keys))
-        z = jax.vmap(lambda key: jax.random.normal(key, (game.generator.latent_dim,)))(keys)
-        if config.network not in networks.NORMALISED:
-            z = number('temperature')[:, None] * within(z, number('truncation')[:, None])  # [n, d]
-        told = {name: number(name) for name in ('psi',) if name in config.sample.knobs}
-        noise = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        return drawn(game, size, state, z, labels(condition, classes), keys=noise, **told)
+    found = latents(config, game)
 
-    def decode(state, latents, condition):
-        return drawn(game, size, state, latents, labels(condition, classes))
+    def sample_step(keys, state, condition):
+        z = jax.vmap(lambda key: jax.random.normal(key, (game.generator.latent_dim,)))(keys)
+        noise = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        return found.synthesis(state, found.mapping(state, z, condition), condition, noise)
+
+    def decode(state, z, condition):
+        return found.synthesis(state, found.mapping(state, z, condition | UNTRUNCATED), condition)
 
     latent_dim = None if classes else game.generator.latent_dim
 
@@ -254,35 +253,10 @@ def create(config) -> Method:
         sample_step,
         decode=decode,
         latent_dim=latent_dim,
+        latents=found,
         stage=stage if grows else None,
         advise=advise,
     )
-
-
-def drawn(game: Game, image_size: int, state: State, z: jax.Array, label, **told) -> jax.Array:
-    """Images [n, h, w, c] in [-1, 1] of z [n, d], by the generator that samples.
-
-    While networks grow they are of the size of now, in larger pixels.
-    """
-    variables, steps = state.generator.variables(ema=True), game.rules.get('grow_steps', 0)
-
-    def at(size, alpha):
-        grown = {'size': size, 'alpha': alpha} if steps else {}
-        return game.generator.apply(variables, z, label, train=False, **told, **grown)
-
-    if not steps:
-        return jnp.clip(at(image_size, 1.0), -1.0, 1.0)
-    number, alpha = growth(steps, image_size, state.step)
-    sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in sizes_up_to(image_size)]
-    return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
-
-
-def within(z: jax.Array, limit: jax.Array) -> jax.Array:
-    """Normal values as values of the normal distribution truncated to [-limit, limit]; 0: as is."""
-    share = jnp.where(limit > 0, erf(limit / 2**0.5), 1.0)
-    # Where erf rounds to 1, its inverse is infinite.
-    inside = jnp.clip(2**0.5 * erfinv(share * erf(z / 2**0.5)), -limit, limit)
-    return jnp.where(limit > 0, inside, z)
 
 
 def instance_noise(rules, step: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ FREE = (
     'sampler',
     'eval',
     'edit',
+    'explore',
     'guide',
     'likelihood',
     'mesh',

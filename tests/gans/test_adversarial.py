@@ -22,10 +22,10 @@ from gen_jax.gans.adversarial import (
     game_of,
     generator_step,
     instance_noise,
-    within,
 )
 from gen_jax.gans.game import Judge, generate, play, styles, unrolled
 from gen_jax.gans.growing import growth, shown
+from gen_jax.gans.latents import within
 from gen_jax.method import steps_taken
 
 MLP = {

@@ -1,0 +1,75 @@
+"""From noise to images by the generator that samples, in two steps that can be taken one by one.
+
+The first maps z to what tells each layer its style, ws [n, layers, d]; of generators without styles
+that is z itself, as one layer.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import erf, erfinv
+
+from gen_jax.gans import networks
+from gen_jax.gans.game import Game
+from gen_jax.gans.growing import enlarged, growth
+from gen_jax.gans.style_layers import sizes_up_to
+from gen_jax.method import Latents, knob, labels
+
+
+def latents(config, game: Game) -> Latents:
+    """`Method.latents` of a game."""
+    classes, styled = game.generator.num_classes, config.network in networks.STYLED
+
+    def mapping(state, z, condition):
+        n, told = len(z), labels(condition, classes)
+        number = partial(knob, config, condition, n=n)
+        if styled:
+            variables = state.generator.variables(ema=True)
+            options = {'psi': number('psi'), 'method': 'mapping'}
+            return game.generator.apply(variables, z, told, **options)  # [n, layers, d]
+        if config.network not in networks.NORMALISED:
+            z = number('temperature')[:, None] * within(z, number('truncation')[:, None])
+        return z[:, None]  # [n, 1, d]
+
+    def synthesis(state, ws, condition, keys=None):
+        return drawn(config, game, state, ws, labels(condition, classes), keys)
+
+    truncation = 'psi' if styled else 'truncation' if 'truncation' in config.sample.knobs else ''
+    return Latents(game.generator.latent_dim, mapping, synthesis, styled, truncation)
+
+
+def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Array:
+    """Images [n, h, w, c] in [-1, 1] of ws [n, layers, d].
+
+    While networks grow they are of the size of now, in larger pixels.
+
+    Args:
+      config: of the game.
+      game, state: of the method.
+      ws: see above.
+      label: int32 [n], or None.
+      keys: [n], of noise inside of the generator; None: noise that never changes.
+    """
+    variables, steps = state.generator.variables(ema=True), game.rules.get('grow_steps', 0)
+    image_size = config.data.image_size
+
+    def at(size, alpha):
+        grown = {'size': size, 'alpha': alpha} if steps else {}
+        if config.network in networks.STYLED:
+            return game.generator.apply(variables, ws, keys, method='synthesis', **grown)
+        return game.generator.apply(variables, ws[:, 0], label, train=False, keys=keys, **grown)
+
+    if not steps:
+        return jnp.clip(at(image_size, 1.0), -1.0, 1.0)
+    number, alpha = growth(steps, image_size, state.step)
+    sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in sizes_up_to(image_size)]
+    return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
+
+
+def within(z: jax.Array, limit: jax.Array) -> jax.Array:
+    """Normal values as values of the normal distribution truncated to [-limit, limit]; 0: as is."""
+    share = jnp.where(limit > 0, erf(limit / 2**0.5), 1.0)
+    # Where erf rounds to 1, its inverse is infinite.
+    inside = jnp.clip(2**0.5 * erfinv(share * erf(z / 2**0.5)), -limit, limit)
+    return jnp.where(limit > 0, inside, z)

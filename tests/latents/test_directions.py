@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from gen_jax.errors import UserError
+from gen_jax.latents.directions import boundary, principal
+
+
+def normal(n, d, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def test_the_boundary_is_the_plane_that_made_the_labels():
+    """Neither offset nor scale matter, nor how rare the attribute is."""
+    truth = np.float32([3, 4, 0]) / 5
+    w = 7.0 + 0.01 * normal(3000, 3)
+    has = (w - 7.0) @ truth > 0.01  # 16%
+    found = boundary(w, has)
+    assert found.direction @ truth > 0.99
+    assert found.accuracy > 0.95
+    assert found.n == 600
+
+
+def test_labels_that_w_does_not_decide_are_parted_by_chance():
+    found = boundary(normal(2000, 4), np.random.default_rng(1).random(2000) < 0.3)
+    assert abs(found.accuracy - 0.5) < 0.06
+
+
+def test_too_few_with_the_attribute_are_told():
+    with pytest.raises(UserError, match='9 of 200 samples have the attribute'):
+        boundary(normal(200, 2), np.arange(200) < 9)
+
+
+def test_components_are_those_of_the_covariance():
+    """By the eigenvectors of the covariance, as NumPy finds them."""
+    w = normal(500, 4) @ normal(4, 4, seed=1)
+    found, explained, scales = principal(w, 3)
+    values, vectors = np.linalg.eigh(np.cov(w.astype(float), rowvar=False))
+    np.testing.assert_allclose(scales**2, values[::-1][:3], rtol=1e-5)
+    np.testing.assert_allclose(explained, values[::-1][:3] / values.sum(), rtol=1e-5)
+    np.testing.assert_allclose(np.abs(found @ vectors[:, ::-1]), np.eye(3, 4), atol=1e-4)
+    largest = np.take_along_axis(found, np.abs(found).argmax(1)[:, None], 1)
+    assert (largest > 0).all()
+
+
+def test_more_components_than_dimensions_are_told():
+    with pytest.raises(UserError, match='5 components of 4 dimensions'):
+        principal(normal(50, 4), 5)

@@ -1,0 +1,216 @@
+"""--mode=explore, on a generator whose images are linear in its styles."""
+
+import contextlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax import explore
+from gen_jax.config import default
+from gen_jax.errors import UserError
+from gen_jax.method import Latents, Method, Net
+from gen_jax.runtime.checkpoint import Checkpoints
+
+STEP, LAYERS, SIZE, DIM = 7, 4, 16, 3
+SCALES = np.float32([2.0, 1.0, 0.5])  # deviations of w
+MEAN = np.float32([0.5, -0.5, 0.25])
+# What each layer's w adds to an image; the first number of the first layer is brightness alone.
+RANDOM = np.random.default_rng(0).normal(size=(LAYERS, DIM, SIZE, SIZE, 1)).astype(np.float32)
+BASIS = 0.02 * (RANDOM - RANDOM.mean((2, 3, 4), keepdims=True))
+BASIS[0, 0] += 0.05
+
+
+class State(Net):
+    """A state of one network, as modes know it."""
+
+
+def image_of(ws):
+    """[n, layers, d] -> [n, h, w, c]."""
+    return jnp.clip(jnp.einsum('nld,ldhwc->nhwc', ws, BASIS), -1, 1)
+
+
+def mapping(state, z, condition):
+    w = state.params['mean'] + jnp.reshape(condition.get('psi', 1.0), (-1, 1)) * (SCALES * z)
+    return jnp.broadcast_to(w[:, None], (len(z), LAYERS, DIM))
+
+
+LINEAR = Method(
+    lambda key, batch: State({'mean': jnp.asarray(MEAN)}, None, (), {}),
+    None,
+    latents=Latents(DIM, mapping, lambda state, ws, condition: image_of(ws), True, 'psi'),
+)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """run(**fields of config.explore) -> what the .npz has, the picture, what was said."""
+    monkeypatch.setattr(explore, 'create', lambda config: LINEAR)
+    with contextlib.closing(Checkpoints(tmp_path / 'checkpoints', keep=1)) as checkpoints:
+        checkpoints.save(STEP, LINEAR.init(None, None), {})
+
+    def run(task, **changes):
+        config = default('gans.adversarial', network='stylegan2')
+        config.sample.batch_size = 8
+        config.data.image_size = SIZE
+        config.explore.update({'task': task, 'rows': 2, 'columns': 3, 'samples': 500, **changes})
+        explore.run(config, tmp_path)
+        path = tmp_path / 'explore' / f'{task}_{STEP:08d}.png'
+        with np.load(path.with_suffix('.npz')) as made:
+            return dict(made), np.asarray(Image.open(path)), capsys.readouterr().out
+
+    return run
+
+
+def pixels(ws):
+    return np.round((np.asarray(image_of(jnp.float32(ws))) + 1) * 127.5)
+
+
+@pytest.mark.parametrize('space', ['z', 'w'])
+def test_interpolation_leads_from_each_latent_to_the_next(run, space):
+    made, page, _ = run('interpolate', space=space, columns=5)
+    images = made['images'].astype(float)
+    assert images.shape == (2, 5, SIZE, SIZE, 1)
+    np.testing.assert_array_equal(images[0, -1], images[1, 0])
+    np.testing.assert_allclose(made['at'], [0, 0.25, 0.5, 0.75, 1])
+    straight = np.abs(images[:, 2] - images[:, [0, -1]].mean(1)).max()
+    # Lines of w are lines of images here; arcs of z are not.
+    assert straight <= 1 if space == 'w' else straight > 1
+    assert page.shape == (2 * 33 - 1, 5 * 33 - 1)
+
+
+def test_truncation_leads_from_the_mean_of_w_to_the_whole(run):
+    made, _, said = run('truncation')
+    first, middle, last = np.moveaxis(made['images'].astype(float), 1, 0)
+    np.testing.assert_allclose(first, np.tile(pixels(np.tile(MEAN, (1, LAYERS, 1))), (2, 1, 1, 1)))
+    np.testing.assert_allclose(middle, (first + last) / 2, atol=1)
+    assert np.abs(last - first).max() > 5
+    assert 'psi from 0 to 1' in said
+
+
+@pytest.mark.parametrize('layers', [(), (0, 1)])
+def test_mixing_takes_the_layers_of_another(run, layers):
+    made, page, _ = run('mixing', layers=layers, columns=2)
+    sources = made['sources'].astype(float)
+    told = explore.moved_layers(layers, LAYERS, from_middle=True)
+    ws = np.stack(
+        [
+            np.linalg.lstsq(BASIS.sum(0).reshape(DIM, -1).T, x.ravel() / 127.5 - 1)[0]
+            for x in sources
+        ]
+    )  # of each source, to the rounding of its pixels
+    for i in range(2):
+        for j in range(2):
+            mixed = np.where(told[:, None], ws[2 + j], ws[i])[None]
+            np.testing.assert_allclose(made['images'][i, j], pixels(mixed)[0], atol=2)
+    assert page.shape == (3 * 33 - 1, 3 * 33 - 1)
+    np.testing.assert_array_equal(page[:32:2, 33:65:2], sources[2, ..., 0])
+    np.testing.assert_array_equal(page[33:65:2, :32:2], sources[0, ..., 0])
+
+
+@pytest.mark.parametrize('extended', [False, True])
+def test_projection_finds_the_latents_of_images(run, tmp_path, extended):
+    (tmp_path / 'photos').mkdir()
+    generator = np.random.default_rng(1)
+    shape = (2, LAYERS if extended else 1, DIM)
+    ws = np.broadcast_to(MEAN + SCALES * generator.normal(size=shape), (2, LAYERS, DIM))
+    for i, image in enumerate(pixels(ws)):
+        Image.fromarray(image[..., 0].astype(np.uint8)).save(tmp_path / f'photos/{i}.png')
+    options = {'images': str(tmp_path / 'photos'), 'steps': 200, 'extended': extended}
+    made, page, said = run('project', **options)
+    np.testing.assert_array_equal(made['source'], pixels(ws))
+    assert np.abs(made['images'][:, 0] - pixels(ws)).max() <= 2
+    assert (made['distance'] < 0.01 * made['start_distance']).all()
+    assert (made['psnr'] > 40).all()
+    assert made['ws'].shape == ws.shape
+    if not extended:
+        np.testing.assert_allclose(made['ws'], ws, atol=0.15)
+    assert 'PSNR' in said
+    assert page.shape == (2 * 33 - 1, 2 * 33 - 1)
+
+
+def test_what_extended_finds_no_single_w_does(run, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    ws = MEAN + SCALES * np.random.default_rng(1).normal(size=(1, LAYERS, DIM))
+    image = pixels(ws)[0, ..., 0].astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / 'photos/a.png')
+    options = {'images': str(tmp_path / 'photos'), 'steps': 200}
+    one, each = (run('project', extended=x, **options)[0]['distance'] for x in (False, True))
+    assert each < 0.1 * one
+
+
+def test_the_boundary_of_brightness_is_where_images_get_brighter(run):
+    made, _, said = run('boundary', samples=1000, columns=5, spread=1.0)
+    # d brightness / d w: only the first number of w has a part in it.
+    direction = made['directions'][0]
+    assert abs(np.linalg.norm(direction) - 1) < 1e-5
+    assert direction[0] > 0.99
+    assert made['accuracy'] > 0.97
+    # A deviation of w moves pixels by 0.05 * 2, of which brightness is half.
+    np.testing.assert_allclose(np.diff(made['mean']), 0.5 * 0.05 * 2 * 0.5, rtol=0.1)
+    assert 'brightness goes from' in said
+
+
+def test_principal_components_are_those_of_w(run):
+    made, _, said = run('principal', samples=2000, layers=(0, 1), rows=3, spread=2.0)
+    np.testing.assert_allclose(np.abs(made['directions']), np.eye(DIM), atol=0.1)
+    want = SCALES**2 / (SCALES**2).sum()
+    np.testing.assert_allclose(made['explained'], want, atol=0.02)
+    np.testing.assert_allclose(made['at'], [-2, 0, 2])
+    images = made['images'].astype(float)
+    np.testing.assert_array_equal(images[0, 1], images[1, 1])
+    moved = (images[:, 2] - images[:, 0]) / 127.5
+    want = 4 * SCALES[:, None, None, None] * BASIS[0]  # the first layer's alone
+    signs = np.sign(made['directions'][np.arange(DIM), np.arange(DIM)])[:, None, None, None]
+    np.testing.assert_allclose(moved, signs * want, atol=0.1)
+    assert "100.0% of w's variance" in said
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'task': 'interpolat'}, "did you mean 'interpolate'"),
+        ({'rows': 0}, 'config.explore.rows=0'),
+        ({'space': 'x'}, "'z' or 'w'"),
+        ({'spread': 0.0}, 'a positive number'),
+        ({'pixel_weight': -1.0}, '0 or more'),
+        ({'samples': 99}, '100 or more'),
+        ({'layers': (2,)}, '(first, beyond)'),
+        ({'layers': (2, 2)}, '(first, beyond)'),
+        ({'task': 'mixing', 'layers': (2, 5)}, 'of the 4 layers'),
+        ({'task': 'boundary', 'attribute': 'colour'}, "'brightness', or 'class:K'"),
+        ({'task': 'boundary', 'attribute': 'class:3'}, 'needs a classifier'),
+        ({'task': 'project', 'images': '/no/such/folder'}, "config.explore.images='/no/such"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told(run, changes, message):
+    with pytest.raises(UserError) as told:
+        run(**{'task': 'interpolate', **changes})
+    assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ('method', 'task', 'message'),
+    [
+        (('diffusion.gaussian', {}), 'interpolate', 'has no latents'),
+        (('gans.adversarial', {'network': 'dcgan'}), 'mixing', 'has no styles'),
+        (('gans.adversarial', {'network': 'progressive'}), 'truncation', 'cannot be truncated'),
+    ],
+    ids=str,
+)
+def test_what_a_method_has_not_is_told(method, task, message):
+    config = default(method[0], **method[1])
+    config.data.image_size = 8 if 'diffusion' in method[0] else 16
+    config.explore.task = task
+    with pytest.raises(UserError) as told:
+        explore.Explorer(config)
+    assert message in str(told.value)
+
+
+def test_images_too_small_for_the_distance_are_told():
+    config = default('gans.adversarial', network='stylegan2')
+    config.explore.task = 'project'
+    with pytest.raises(UserError, match='at least 11x11 pixels, and these have 8'):
+        explore.Explorer(config)
