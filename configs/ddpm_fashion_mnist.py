@@ -43,6 +43,8 @@ def get_config(variant: str = ''):
             'data.source': 'digits',
             'data.fit': 'pad',
             'model.channels': 8,
+            'model.multipliers': (1, 2),
+            'model.attention': (),
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
             'sample.knobs.steps': 2,

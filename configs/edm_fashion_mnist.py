@@ -62,6 +62,8 @@ def get_config(variant: str = ''):
         'data.source': 'digits',
         'data.fit': 'pad',
         'model.channels': 8,
+        'model.multipliers': (1, 2),
+        'model.attention': (),
         'sample.knobs.steps': 2,
         'eval.network': 'digits',
     }

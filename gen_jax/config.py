@@ -22,6 +22,7 @@ TINY = {
     'log_every': 2,
     'sample_every': 4,
     'checkpoint_every': 2,
+    'tensorboard': False,  # TensorFlow takes longer to import than such a run does
     'sample.n': 8,
     'sample.batch_size': 4,
     'sample.grid': 8,
@@ -101,6 +102,7 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
             'sample_every': 500,  # steps between sample grids; 0: never
             'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
             'keep': 3,  # checkpoints kept, the newest ones
+            'tensorboard': True,  # whether to write its events, where TensorFlow is installed
             'init_from': '',  # a diffusers DDPM folder whose weights a new run starts from
             'data': {
                 'source': 'digits',  # digits, shapes, tfds:NAME, folder:PATH

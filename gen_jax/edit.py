@@ -190,7 +190,7 @@ def read_images(
     source = sources.open_source(data, split)
     if len(source) < least:
         raise UserError(
-            f'{data.source} has {len(source)} images: config.{field} needs {least} or more'
+            f'{data.source} has fewer than {least} images, which config.{field} needs here'
         )
     examples = [source[i] for i in range(min(most, len(source)))]
     pixels = np.stack([example['image'] for example in examples])

@@ -76,9 +76,8 @@ class Loop:
         if jax.process_index() == 0:
             progress = writer.Progress(start, config.steps, config.batch_size)
             lines = writer.JsonlWriter(self.folder / 'metrics.jsonl', start)
-            self.writers = writer.Writers(
-                [progress, lines, *writer.tensorboard_writer(self.folder)]
-            )
+            events = writer.tensorboard_writer(self.folder) if config.tensorboard else []
+            self.writers = writer.Writers([progress, lines, *events])
         self.since = time.monotonic()
         return self.writers
 

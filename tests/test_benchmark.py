@@ -480,7 +480,8 @@ def test_a_folder_that_cannot_be_written_is_one_line():
 def test_eight_devices(main, tmp_path):
     flags = '--config.mesh.fsdp=2', '--config.mesh.tensor=2', '--config.accumulate=2'
     digits = f'--config={ROOT}/configs/ddpm_digits.py:tiny'
-    done = main(digits, '--mode=benchmark', f'--workdir={tmp_path}', *flags, devices=8)
+    flags += '--mode=benchmark', f'--workdir={tmp_path}'
+    done = main(digits, *flags, devices=8)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / 'benchmark.json').read_text())
     check(report, ['train_step', 'network_call', 'sample_step'])
@@ -496,7 +497,8 @@ def test_two_processes_of_which_one_speaks(main, tmp_path):
         port = free.getsockname()[1]
     flags = f'--coordinator=localhost:{port}', '--processes=2', f'--workdir={tmp_path}'
     vae = f'--config={ROOT}/configs/vae_fashion_mnist.py:tiny'
-    pair = [main(vae, '--mode=benchmark', *flags, f'--process={i}', wait=False) for i in range(2)]
+    flags += '--mode=benchmark', vae
+    pair = [main(*flags, f'--process={i}', wait=False) for i in range(2)]
     told = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], told
     report = json.loads((tmp_path / 'benchmark.json').read_text())

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,7 @@ PAPERS = (
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('compiled_once')
 @pytest.mark.parametrize(
     'config', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem
 )
@@ -179,10 +181,11 @@ def test_every_tiny_config_runs_every_mode(capsys, tmp_path, config):
         run('sample')
         assert list((tmp_path / 'samples').glob('step_*.png'))
         assert len(list((tmp_path / 'samples').glob('at_step_*/*.png'))) == 8
-    assert FINGERPRINT.search(run('inspect'))[1] == trained
+    if config.stem not in PAPERS:
+        assert FINGERPRINT.search(run('inspect'))[1] == trained
     if 'gan' in config.stem:
         run('explore')
-        assert (tmp_path / 'explore/interpolate_00000004.png').exists()
+        assert list((tmp_path / 'explore').glob('interpolate_*.png'))
     if config.stem in PAPERS:
         return
     run('evaluate')
@@ -197,7 +200,8 @@ def test_evaluation_depends_neither_on_devices_nor_on_the_batch_size(main, tmp_p
     for devices, size in ((1, 64), (8, 40)):
         flags = f'--config.sample.batch_size={size}', f'--config.eval.batch_size={size + 10}'
         args = (DIGITS, f'--workdir={tmp_path}', '--mode=evaluate', '--config.eval.n=200', *flags)
-        done = main(*args, '--config.eval.metrics=("fid","prdc","accuracy")', devices=devices)
+        flags = ('--config.eval.metrics=("fid","prdc","accuracy")',)
+        done = main(*args, *flags, devices=devices)
         assert done.returncode == 0, done.stderr
         reports.append(json.loads((tmp_path / 'metrics.json').read_text()))
         for made in (tmp_path / 'samples').glob('at_step_*'):
@@ -240,7 +244,9 @@ def test_killed_twenty_times_equals_never_stopped(main, tmp_path):
 def test_sigterm_saves_and_exits_0_and_the_run_goes_on(main, tmp_path):
     # A GAN: two networks, two optimisers, batch statistics.
     args = ('--config.steps=400', '--config.sample_every=0', '--config.checkpoint_every=1000')
-    whole = fingerprint(main(DCGAN, *args, f'--workdir={tmp_path}/whole'))
+    events = '--config.tensorboard=True'
+    whole = fingerprint(main(DCGAN, *args, events, f'--workdir={tmp_path}/whole'))
+    assert list((tmp_path / 'whole').glob('events*')) or find_spec('tensorflow') is None
     process = main(DCGAN, *args, f'--workdir={tmp_path}/parts', wait=False)
     metrics = tmp_path / 'parts' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
@@ -260,19 +266,18 @@ def losses(folder):
 
 
 def pictures(folder):
-    paths = sorted(folder.glob('samples/at_step_*/*.png'))
-    return np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
+    return np.asarray(Image.open(folder / 'samples' / 'step_00000006.png')).astype(int)
 
 
 @pytest.mark.slow
 def test_devices_and_processes_change_nothing(main, tmp_path):
-    args = (DIGITS, '--config.steps=6', '--config.log_every=1', '--config.sample_every=0')
+    args = (DIGITS, '--config.steps=6', '--config.log_every=1', '--config.sample_every=6')
+    args += '--config.eval.every=0', '--config.eval.every_metrics=()'
     eight = ('--config.sample.batch_size=8',)
 
     def run(name, *more, **options):
-        for mode in ('train', 'sample'):
-            done = main(*args, *more, f'--mode={mode}', f'--workdir={tmp_path}/{name}', **options)
-            assert done.returncode == 0, done.stderr
+        done = main(*args, *more, f'--workdir={tmp_path}/{name}', **options)
+        assert done.returncode == 0, done.stderr
 
     run('one')
     run('eight', *eight, devices=8)
@@ -280,33 +285,17 @@ def test_devices_and_processes_change_nothing(main, tmp_path):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
-    for mode in ('train', 'sample'):
-        pair = [
-            main(
-                *args,
-                f'--mode={mode}',
-                f'--workdir={tmp_path}/two',
-                f'--coordinator=localhost:{port}',
-                '--processes=2',
-                f'--process={i}',
-                wait=False,
-            )
-            for i in range(2)
-        ]
-        for process in pair:
-            _, err = process.communicate(timeout=240)
-            assert process.returncode == 0, err
-        port += 1
+    joined = f'--workdir={tmp_path}/two', f'--coordinator=localhost:{port}', '--processes=2'
+    pair = [main(*args, *joined, f'--process={i}', wait=False) for i in range(2)]
+    for process in pair:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
     for name in ('eight', 'mesh', 'two'):
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / 'one'), rtol=1e-4)
         assert np.abs(pictures(tmp_path / name) - pictures(tmp_path / 'one')).max() <= 1
 
     # A checkpoint of one device goes on with eight, and back.
     for start, go_on, devices in (('one', 'eight', 8), ('eight', 'one', 1)):
-        more = eight if devices == 8 else ()
-        done = main(
-            *args, *more, '--config.steps=8', f'--workdir={tmp_path}/{start}', devices=devices
-        )
-        assert done.returncode == 0, done.stderr
+        run(start, *(eight if devices == 8 else ()), '--config.steps=8', devices=devices)
         assert len(losses(tmp_path / start)) == 8, go_on
     np.testing.assert_allclose(losses(tmp_path / 'one'), losses(tmp_path / 'eight'), rtol=1e-4)

@@ -17,6 +17,8 @@ import jax
 # the pass that drops them off, a training step of the CIFAR-10 U-Net takes 527 MB of temporaries
 # with remat, instead of about 2,000. A version without that pass ignores the option.
 CPU_OPTIONS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+# For what runs once: to optimise it takes longer than it saves.
+ONCE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 # JAX leaves out what compiles in less than a second, which is most of a small network.
 LEAST_SECONDS = 0.5
 # What JAX reports when a program is ready, whether compiled or read.
@@ -73,9 +75,15 @@ def return_memory() -> None:
     jax.monitoring.register_event_duration_secs_listener(trim)
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict:
-    """XLA's options for programs of a mesh's devices, as `jax.jit(compiler_options=...)` takes."""
-    return CPU_OPTIONS if mesh.devices.flat[0].platform == 'cpu' else {}
+def compiler_options(mesh: jax.sharding.Mesh, once: bool = False) -> dict:
+    """XLA's options for programs of a mesh's devices, as `jax.jit(compiler_options=...)` takes.
+
+    Args:
+      mesh: of the devices.
+      once: whether the program runs once only, so that compiling is what it costs.
+    """
+    cpu = mesh.devices.flat[0].platform == 'cpu'
+    return CPU_OPTIONS | (ONCE if once else {}) if cpu else {}
 
 
 def cache_folder() -> Path:

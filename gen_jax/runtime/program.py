@@ -53,7 +53,8 @@ class Program:
         )
         self._gathered = functools.partial(sharding.gathered, shardings=placed)
         jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
-        self._init = jit(init, out_shardings=placed)
+        once = compiler_options(self.mesh, once=True)
+        self._init = jax.jit(init, out_shardings=placed, compiler_options=once)
         # Donation lets the new state take the old one's memory. The seed is traced in all three:
         # another one needs no other program.
         train = functools.partial(

@@ -21,6 +21,7 @@ FREE = (
     'sample_every',
     'checkpoint_every',
     'keep',
+    'tensorboard',
     'init_from',
     'sample',
     'sampler',
