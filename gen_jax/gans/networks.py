@@ -3,11 +3,12 @@
 import flax.linen as nn
 
 from gen_jax.config import nearest, require
-from gen_jax.gans import biggan, dcgan, mlp, progressive, resnet, stylegan, stylegan2
+from gen_jax.gans import biggan, dcgan, deep_conv, mlp, progressive, resnet, stylegan, stylegan2
 
 NETWORKS = {
     'mlp': mlp,
     'dcgan': dcgan,
+    'deep_conv': deep_conv,
     'resnet': resnet,
     'biggan': biggan,
     'progressive': progressive,

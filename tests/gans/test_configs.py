@@ -1,8 +1,8 @@
 """The configs of GANs have their recipes' numbers.
 
-Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{SNGAN,SAGAN,WGAN-GP,
-BigGAN,StyleGAN2}.yaml with the defaults of config.py (github.com/POSTECH-CVLab/PyTorch-StudioGAN at
-947b35e), and scripts/launch_cifar_ema.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
+Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{DCGAN,LSGAN,SNGAN,
+SAGAN,WGAN-GP,WGAN-WC,BigGAN,StyleGAN2}.yaml with the defaults of config.py
+(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), and scripts/launch_cifar_ema.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
 """
 
 import importlib.util
@@ -23,6 +23,9 @@ ROWS = {
     ('sngan_cifar10', 'sagan'): (4_386_308, 1_075_586, 64, 32.0),
     # StudioGAN's critic has 2,054 more, of batch norm.
     ('sngan_cifar10', 'wgan_gp'): (4_276_739, 1_053_825, 64, 32.0),
+    ('sngan_cifar10', 'wgan'): (4_276_739, 1_055_879, 64, 32.0),
+    ('dcgan_cifar10', ''): (3_812_355, 2_931_009, 64, 25.6),
+    ('dcgan_cifar10', 'lsgan'): (3_812_355, 2_931_009, 64, 25.6),
     ('sngan_cifar10', 'unconditional'): (4_276_739, 1_053_825, 64, 32.0),
     ('biggan_cifar10', ''): (9_416_196, 2_415_170, 64, 32.0),
     ('biggan_cifar10', 'authors'): (4_304_387, 4_207_361, 50, 25.0),
