@@ -571,25 +571,92 @@ def test_the_loop_says_once_what_goes_wrong(caplog):
     assert sorted(said[1:]) == ['step 3: a: do x', 'step 3: b: do y']
 
 
-@pytest.mark.slow
-def test_resumed_equals_uninterrupted(tmp_path, capsys):
-    """With rules that depend on the step."""
-    changes = {
-        'data.image_size': 8,
-        'gan.penalty': 'r1',
-        'gan.penalty_every': 3,
-        'gan.instance_noise': 0.1,
-        'gan.instance_noise_steps': 5,
-        'steps': 6,
-        'checkpoint_every': 4,
-        'sample_every': 0,
-        'log_every': 2,
-    }
+RESIDUAL = {
+    'data.image_size': 8,
+    'data.num_classes': 10,
+    'model.channels': 4,
+    'model.g_multipliers': (2, 2),
+    'model.d_multipliers': (2, 2),
+    'model.d_halvings': 1,
+    'gan.objective': 'hinge',
+    'gan.n_critic': 2,
+    'batch_size': 4,
+}
+# What a run has beside parameters, of which a resumed one has to know how far it was.
+KINDS = {
+    'lazy penalty, fading noise': (
+        'mlp',
+        {
+            'data.image_size': 8,
+            'gan.penalty': 'r1',
+            'gan.penalty_every': 2,
+            'gan.instance_noise': 0.1,
+            'gan.instance_noise_steps': 5,
+        },
+    ),
+    'spectral vectors, statistics of classes': ('resnet', {**RESIDUAL, 'model.latent_dim': 6}),
+    'BigGAN, augmented': (
+        'biggan',
+        {
+            **RESIDUAL,
+            'model.latent_dim': 6,
+            'model.attention': (4,),
+            'model.shared_dim': 4,
+            'gan.augment': ('color', 'translation', 'cutout'),
+            'gan.consistency': 1.0,
+            'ema_start': 2,
+        },
+    ),
+    'critic': (
+        'dcgan',
+        {
+            'model.d_batch_norm': False,
+            'gan.objective': 'wasserstein',
+            'gan.penalty': 'wgan_gp',
+            'gan.n_critic': 2,
+            'accumulate': 2,
+        },
+    ),
+    'path length, mean of w': (
+        'stylegan2',
+        {
+            'gan.penalty': 'r1',
+            'gan.penalty_every': 2,
+            'gan.style_mixing': 0.9,
+            'gan.path_length': 2.0,
+            'gan.path_length_every': 2,
+            'ema_rampup': 0.05,
+        },
+    ),
+    'a size that fades in': (
+        'progressive',
+        {
+            'data.image_size': 8,
+            'model.latent_dim': 4,
+            'model.channel_base': 32,
+            'model.channel_max': 4,
+            'batch_size': 4,
+            'gan.grow_steps': 2,
+        },
+    ),
+}
 
-    def fingerprint(folder, **more):
-        train.run(small(**changes | more), tmp_path / folder)
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('compiled_once')
+@pytest.mark.parametrize('kind', KINDS)
+def test_resumed_equals_uninterrupted(tmp_path, capsys, kind):
+    network, changes = KINDS[kind]
+    config = house.default('gans.adversarial', network=network)
+    config.update_from_flattened_dict(SMALL.get(network, {}) | changes)
+    changes = {'checkpoint_every': 4, 'sample_every': 0, 'log_every': 2, 'tensorboard': False}
+    config.update(changes)
+
+    def fingerprint(folder, steps):
+        config.steps = steps
+        train.run(config, tmp_path / folder)
         return capsys.readouterr().out.split('fingerprint ')[1].split()[0]
 
-    whole = fingerprint('whole')
-    assert fingerprint('parts', steps=4) != whole
-    assert fingerprint('parts') == whole
+    whole = fingerprint('whole', 5)
+    assert fingerprint('parts', 3) != whole  # between two lazy steps, and half faded in
+    assert fingerprint('parts', 5) == whole

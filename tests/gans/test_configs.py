@@ -2,7 +2,8 @@
 
 Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{DCGAN,LSGAN,SNGAN,
 SAGAN,WGAN-GP,WGAN-WC,BigGAN,StyleGAN2}.yaml with the defaults of config.py
-(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), and scripts/launch_cifar_ema.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
+(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), and
+scripts/launch_cifar_ema.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
 """
 
 import importlib.util

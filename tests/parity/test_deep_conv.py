@@ -154,6 +154,6 @@ def test_every_parameter_has_a_gradient():
             y = play(net, variables | {'params': params}, given)[0]
             return (jnp.square(y - 0.3).reshape(len(given), -1).sum(1) * weights).sum()
 
-        gradient = jax.grad(loss)(variables['params'])
+        gradient = jax.jit(jax.grad(loss))(variables['params'])
         dead = [path for path, g in jax.tree_util.tree_leaves_with_path(gradient) if not g.any()]
         assert not dead
