@@ -21,6 +21,24 @@ Variants:
 
 from gen_jax.config import TINY, default, vary
 
+# Seconds of each mode, with all that a StyleGAN2 has.
+TINY_NETS = TINY | {
+    'data.source': 'shapes',
+    'data.image_size': 16,
+    'model.latent_dim': 8,
+    'model.w_dim': 8,
+    'model.channel_base': 64,
+    'model.channel_max': 8,
+    'model.mapping_layers': 1,
+    'model.label_layers': 1,
+    'model.mbstd_group': 4,
+    'gan.penalty_every': 2,
+    'gan.style_mixing': 0.5,
+    'gan.path_length': 2.0,
+    'gan.path_length_every': 2,
+    'eval.metrics': ('diversity',),
+}
+
 
 def get_config(variant: str = ''):
     """The config, or one of its variants."""
@@ -58,27 +76,10 @@ def get_config(variant: str = ''):
     config.ema_rampup = 0.05
     config.eval.metrics = ('fid', 'is')
 
-    tiny = TINY | {
-        'data.source': 'shapes',
-        'data.image_size': 16,
-        'data.num_classes': 6,
-        'model.latent_dim': 8,
-        'model.w_dim': 8,
-        'model.channel_base': 64,
-        'model.channel_max': 8,
-        'model.mapping_layers': 1,
-        'model.label_layers': 1,
-        'model.mbstd_group': 4,
-        'gan.penalty_every': 2,
-        'gan.style_mixing': 0.5,
-        'gan.path_length': 2.0,
-        'gan.path_length_every': 2,
-        'eval.metrics': ('diversity',),
-    }
     return vary(
         config,
         variant,
         unconditional={'data.num_classes': 0},
         diffaug={'gan.augment': ('color', 'translation', 'cutout')},
-        tiny=tiny,
+        tiny=TINY_NETS | {'data.num_classes': 6},
     )

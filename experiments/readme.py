@@ -54,15 +54,22 @@ def likeness(found: dict[str, dict]) -> str:
     )
 
 
+def recognised(found: dict[str, dict]) -> str:
+    """How many samples the classifier names as the class asked for; '' where none was."""
+    row = next((row for name, row in found.items() if name.startswith('accuracy_')), None)
+    if row is None:
+        return ''
+    worst = min(row['per_class'].values())
+    return (
+        f'; {row["value"]:.1%} recognised as the class asked for, {worst:.0%} in the worst class '
+        f'(real test images: {row["floor"]:.1%})'
+    )
+
+
 def conditional(run: Path) -> str:
     """Likeness, and how many samples the classifier names as the class asked for."""
     found = metrics(run)
-    row = next(row for name, row in found.items() if name.startswith('accuracy_'))
-    worst = min(row['per_class'].values())
-    return (
-        f'{likeness(found)}; {row["value"]:.1%} recognised as the class asked for, {worst:.0%} in '
-        f'the worst class (real test images: {row["floor"]:.1%})'
-    )
+    return f'{likeness(found)}{recognised(found)}'
 
 
 def diffusion(run: Path) -> str:
@@ -84,12 +91,16 @@ def adversarial(run: Path) -> str:
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     rows = [row for row in rows if 'd_real_accuracy' in row]  # the others are evaluations
     told = [(row['d_real_accuracy'] + row['d_fake_accuracy']) / 2 for row in rows]
-    over_time = ', '.join(f'{told[i]:.0%}' for i in (0, len(told) // 4, len(told) // 2, -1))
+    over_time = [f'{told[i]:.0%}' for i in (0, len(told) // 4, len(told) // 2, -1)] if told else []
+    right = (
+        f'; discriminator right on {", ".join(over_time)} of images at the start, a quarter, half '
+        'and the end'
+    )
     return (
-        f'{likeness(found)}; {row["found"]} of {row["modes"]} classes, with shares of '
+        f'{likeness(found)}{recognised(found)}; {row["found"]} of {row["modes"]} classes, with '
+        f'shares of '
         f'{min(shares):.1%} to {max(shares):.1%}; SSIM diversity '
-        f'{found["diversity_ssim"]["ratio"]:.2f} of that of real images; '
-        f'discriminator right on {over_time} of images at the start, a quarter, half and the end'
+        f'{found["diversity_ssim"]["ratio"]:.2f} of that of real images{right if told else ""}'
     )
 
 
@@ -114,6 +125,13 @@ ROWS = (
     ('edm_fashion_mnist:ve', diffusion, 'none'),
     ('vae_fashion_mnist', autoencoder, 'none with this likelihood'),
     ('dcgan_fashion_mnist', adversarial, 'none'),
+    ('gan_fashion_mnist', adversarial, 'none'),
+    ('gan_fashion_mnist:hinge', adversarial, 'none'),
+    ('gan_fashion_mnist:wgan_gp', adversarial, 'none'),
+    ('gan_fashion_mnist:r1', adversarial, 'none'),
+    ('gan_fashion_mnist:projection', adversarial, 'none'),
+    ('gan_fashion_mnist:biggan', adversarial, 'none'),
+    ('gan_fashion_mnist:stylegan2', adversarial, 'none'),
 )
 
 
@@ -121,6 +139,19 @@ def command(name: str) -> str:
     """What trains a config, 'FILE' or 'FILE:VARIANT'."""
     file, colon, variant = name.partition(':')
     return f'`python main.py --config=configs/{file}.py{colon}{variant}`'
+
+
+def placed(text: str, name: str, row: str) -> str:
+    """The text with the row of a config in place of the old one, or after the row before it."""
+
+    def lines(name):
+        return re.search(rf'^\| {re.escape(command(name))} .*$', text, re.MULTILINE)
+
+    if old := lines(name):
+        return text.replace(old.group(), row)
+    names = [other for other, *_ in ROWS]
+    before = next(x for x in reversed(names[: names.index(name)]) if lines(x))
+    return text.replace(lines(before).group(), f'{lines(before).group()}\n{row}')
 
 
 def main(_) -> None:
@@ -133,9 +164,8 @@ def main(_) -> None:
         if not (run / 'metrics.jsonl').exists():
             print(f'no run {run}: its row stays as it is')
             continue
-        old = re.search(rf'^\| {re.escape(command(name))} .*$', text, re.MULTILINE)
         row = f'| {command(name)} | {minutes(run)} | {paper} | {report(run)} |'
-        text = text.replace(old.group(), row)
+        text = placed(text, name, row)
         for kind in ('samples', 'reconstruction', 'interpolation'):
             # Of samples the last grid of training, or that of --mode=sample where there is one.
             names = ('step', 'grid') if kind == 'samples' else (kind,)

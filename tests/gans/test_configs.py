@@ -2,8 +2,8 @@
 
 Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{DCGAN,LSGAN,SNGAN,
 SAGAN,WGAN-GP,WGAN-WC,BigGAN,StyleGAN2}.yaml with the defaults of config.py
-(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), and
-scripts/launch_cifar_ema.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
+(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), scripts/{launch_cifar_ema,
+launch_BigGAN_bs256x8,launch_BigGAN_deep}.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
 """
 
 import importlib.util
@@ -32,6 +32,11 @@ ROWS = {
     ('biggan_cifar10', 'authors'): (4_304_387, 4_207_361, 50, 25.0),
     ('stylegan2_cifar10', ''): (20_215_315, 23_089_664, 64, 12.8),
     ('stylegan2_cifar10', 'unconditional'): (19_947_539, 20_720_641, 64, 12.8),
+    ('stylegan2_ffhq1024', ''): (30_370_060, 29_012_513, 32, 25.0),
+    ('biggan_imagenet128', ''): (70_433_988, 87_982_370, 2048, 307.2),
+    ('biggan_imagenet128', 'deep'): (50_244_484, 34_590_210, 2048, 307.2),
+    ('sngan_imagenet128', ''): (41_996_931, 39_443_137, 256, 256.0),
+    ('sngan_imagenet128', 'sagan'): (42_017_412, 39_448_258, 256, 256.0),
 }
 
 
@@ -44,8 +49,9 @@ def load(file, variant):
 @pytest.mark.parametrize(('file', 'variant'), ROWS, ids=lambda name: name or 'main')
 def test_networks_and_budget(file, variant):
     config = load(file, variant)
+    size = config.data.image_size
     *parameters, batch, millions = ROWS[file, variant]
-    images = {'image': jax.ShapeDtypeStruct((config.batch_size, 32, 32, 3), jnp.float32)}
+    images = {'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.float32)}
     state = jax.eval_shape(create(config).init, jax.random.key(0), images)
     nets = state.generator, state.discriminator
     found = [sum(math.prod(x.shape) for x in jax.tree.leaves(net.params)) for net in nets]
