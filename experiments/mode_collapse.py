@@ -60,7 +60,12 @@ MIXTURES = {
     'grid': Mixture(np.array([(x, y) for x in range(-4, 5, 2) for y in range(-4, 5, 2)]), 0.05),
 }
 
-CRITIC = {'gan.objective': 'wasserstein', 'gan.n_critic': 5}
+# At the rate of the others, WGAN-GP's generator never settles on the grid (0.8 of 25 modes).
+CRITIC = {
+    'gan.objective': 'wasserstein',
+    'gan.n_critic': 5,
+    'optimizer.learning_rate': 5e-4,
+}
 SETTINGS = {
     'minimax': {'gan.objective': 'minimax'},
     'non_saturating': {},

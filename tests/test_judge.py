@@ -142,6 +142,7 @@ def test_samples_of_another_training_are_not_judged(trained):
         evaluate.run(small(), trained)
 
 
+@pytest.mark.slow
 def test_saved_statistics_serve_as_the_reference(trained, tmp_path):
     evaluate.run(small(**{'eval.metrics': ('fid',)}), trained)
     value = report(trained)['fid_digits']['value']
@@ -184,6 +185,7 @@ def test_training_evaluates_and_keeps_the_best(tmp_path):
     assert row['value'] == pytest.approx(best['value'], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_highest_may_be_the_best(tmp_path):
     metrics = {'eval.every_metrics': ('per_example',)}
     train.run(in_training(**{**metrics, 'eval.best': 'highest elbo'}), tmp_path)

@@ -228,6 +228,7 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('before', 'after'), NUMBERS)
 def test_fields_that_change_the_numbers(before, after):
     assert elbo_of(**before) != elbo_of(**after)

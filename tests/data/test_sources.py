@@ -185,6 +185,7 @@ def test_files_of_another_format_are_not_read_as_array_record(tmp_path):
     assert 'not array_record; set config.data.tfds_dir to another folder' in error
 
 
+@pytest.mark.slow
 def test_offline_the_missing_file_and_its_place_are_named(tmp_path, monkeypatch):
     pytest.importorskip('tensorflow')
 

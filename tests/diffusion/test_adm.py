@@ -76,6 +76,7 @@ def test_heads_attend_each_by_itself():
     np.testing.assert_allclose(attend(jnp.float32(qkv), 2), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initial_values():
     net = small(channels=32, multipliers=(1,), attention=(), num_classes=20)
     label = jnp.zeros(1, jnp.int32)
@@ -163,6 +164,7 @@ def test_every_parameter_has_a_gradient(net):
         assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_a_classifier_can_guide():
     """The gradient of log p(label | x_t) by x_t (section 4.1) is an image and not zero."""
     net, x, t = small_classifier(), image(), jnp.float32([3, 700])

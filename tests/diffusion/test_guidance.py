@@ -60,6 +60,7 @@ def x_t():
     return jnp.asarray(np.random.default_rng(0).standard_normal((3, 2), np.float32))
 
 
+@pytest.mark.slow
 def test_classifier_free_samples_the_guided_density(x_t):
     def log_guided(x, label, w, *at):
         return (1 - w) * log_null(x, *at) + w * log_label(x, label, *at)

@@ -103,6 +103,7 @@ def log_prob(state, x_t, t, label):
     return norm.logpdf(MEANS[label][:, None, None, None], mean, std).sum((1, 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', [0.0, 1.0])
 def test_a_classifier_makes_of_the_prior_the_posterior(scale):
     """With the exact classifier and s = 1: that of Gaussian values seen through Gaussian noise."""

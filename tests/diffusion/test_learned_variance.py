@@ -69,6 +69,7 @@ def test_the_bound_is_the_likelihood(T, monkeypatch):
     np.testing.assert_allclose(got['vlb_bits_per_dim'], want, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('steps', [5, 20])
 def test_few_steps_reach_the_right_moments(steps):
     """With the best variance p(x_{t-1} | x_t) is exact; with a fixed one it is off."""

@@ -78,6 +78,7 @@ def analytic(process, image, variances=VARIANCES):
     return to_bits(log_p), x_T.reshape(image.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
     [
@@ -110,6 +111,7 @@ def test_probes_have_no_bias_and_more_of_them_less_spread():
     assert 2.5 < one.std() / nine.std() < 3.5
 
 
+@pytest.mark.slow
 def test_rademacher_is_exact_where_pixels_are_independent():
     process, image, variances = PROCESSES['vp_cosine'], images(3), np.full(D, 0.1)
     args = gaussian(process, variances), process, keys(3), image, 'none'
@@ -221,6 +223,7 @@ def test_uniform_dequantisation_bounds_the_levels_bits():
     assert abs(found.mean() - dequantised.mean()) < 4 * error
 
 
+@pytest.mark.slow
 def test_dequantisation_and_probes_are_drawn_from_the_examples_key():
     process, image, key = PROCESSES['flow'], np.float32(np.round(images(2) * 50) / 127.5), keys(2)
     run = jax.jit(partial(bits_per_dim, gaussian(process), process), static_argnums=2)
@@ -232,6 +235,7 @@ def test_dequantisation_and_probes_are_drawn_from_the_examples_key():
     assert np.abs(whole - other).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_examples_do_not_see_each_other():
     """Neither in their steps nor in what `denoise` knows of them, by which one is far stiffer."""
     process, image, std = PROCESSES['edm'], images(3), jnp.float32((0.5, 0.01, 0.2))

@@ -55,6 +55,7 @@ def method():
     return create(small())
 
 
+@pytest.mark.slow
 def test_probabilities_of_the_labels_sum_to_1():
     state, x_t, t = randomised(method()), batch()['image'], jnp.arange(B, dtype=jnp.int32)
     each = [method().log_prob(state, x_t, t, jnp.full(B, label)) for label in range(3)]
@@ -138,6 +139,7 @@ def test_training_finds_bayes_classifier():
     assert np.corrcoef(p)[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter():
     state = randomised(method())
     t, label = jnp.arange(B, dtype=jnp.int32), batch()['label']
@@ -150,6 +152,7 @@ def test_gradients_reach_every_parameter():
         assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'change',
     [

@@ -89,6 +89,7 @@ def test_the_network_is_called_for_all_samples_at_once_as_often_as_told():
     assert 6 * max(steps) < len(seen) <= 6 * max(steps) + 5
 
 
+@pytest.mark.slow
 def test_who_does_not_arrive_is_not_a_number(monkeypatch):
     monkeypatch.setattr(ode, 'MOST_STEPS', 3)
     assert np.isnan(solve('edm', np.float32([1e-5]))[0]).all()

@@ -97,6 +97,7 @@ def test_what_is_looked_at():
     np.testing.assert_allclose(y, again, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient():
     net, x, t = small(multipliers=(1, 2, 2, 2)), image(size=12), jnp.zeros(2)
 

@@ -298,6 +298,7 @@ def test_schedules_are_in_training_steps():
     assert moved[53] < moved[54] < moved[55] == moved[59] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_feature_matching_alone_forgets_the_objective():
     losses = [
         stepped(gan__objective=name, gan__feature_matching=1.0)[2]['g_loss']
@@ -336,6 +337,7 @@ def test_the_discriminator_sees_noise_of_that_deviation_on_each_image():
     assert jnp.abs(added[0] - added[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_generator_looks_ahead():
     """One unrolled step is the discriminator's own step, and the gradient passes through it."""
     config = small(gan__unroll=1)
@@ -371,6 +373,7 @@ def test_labels_reach_both_networks():
 # --- styles --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_styles_change_from_some_layer_on():
     config = small('stylegan2', gan__style_mixing=1.0, batch_size=32)
     _, state = started(config)

@@ -27,11 +27,10 @@ def fid(folder, batch_size, devices, *flags):
     out = folder / 'metrics.json'
     command = [sys.executable, '-m', 'gen_jax.metrics', folder / 'test.npy', folder / 'train.npy']
     flags = [*flags, f'--batch_size={batch_size}', f'--out={out}']
-    environment = {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-    }
+    flags_of_xla = (
+        f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+    )
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags_of_xla}
     subprocess.run([*map(str, command), *flags], check=True, env=environment, capture_output=True)
     (row,) = json.loads(out.read_text()).values()
     return row['value']
@@ -51,6 +50,4 @@ def test_through_inception(sets, inception_weights):
     flags = f'--weights={inception_weights}', '--n=60'
     value = fid(sets, 50, 1, *flags)
     assert value > 0.1
-    for batch_size, devices in ((7, 1), (50, 8)):  # each compiles it for half a minute
-        again = fid(sets, batch_size, devices, *flags)
-        assert again == pytest.approx(value, rel=1e-6), (batch_size, devices)
+    assert fid(sets, 7, 8, *flags) == pytest.approx(value, rel=1e-6)

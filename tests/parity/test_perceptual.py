@@ -75,6 +75,7 @@ def pair(request, tmp_path_factory):
     return Pair(request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(3, 64, 64, 3), (1, 70, 91, 3)])
 def test_lpips(pair, shape):
     x = to_float(pixels(shape))
@@ -228,6 +229,7 @@ def test_path_length(path, theirs, epsilon, tolerance):
     np.testing.assert_allclose(found['path_length_std'], std, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_path_length_by_lpips(tmp_path):
     """Their LPIPS over VGG-16 at 32x32 with our weights, of images that are shrunk to that."""
     pair, n, epsilon = Pair('vgg', tmp_path), 12, 0.1

@@ -92,6 +92,7 @@ def edm(name):
     return case, from_edm(case.tensors, case.net, case.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SCORE_SDE)
 def test_agrees_with_the_authors_network(name):
     case, variables = score_sde(name)
@@ -123,6 +124,7 @@ def test_labels_and_augmentation_matter():
         np.testing.assert_allclose(apply(variables, x, t), none, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_filters_agree():
     golden = load('song_score_sde')
     cases = json.loads(str(golden['fir.cases']))
@@ -180,6 +182,7 @@ def test_published_sizes(name, total, fixed):
     assert ours == [total - fixed, fixed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'total'),
     [

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 MESHES = {
     'one': (1, 1, 1),
     'data': (8, 1, 1),
-    'data_fsdp': (2, 4, 1),
     'all': (2, 2, 2),
     'tensor': (1, 1, 8),
 }
