@@ -235,6 +235,7 @@ def training_flops(**changes):
     return benchmark.part_flops(made(small(**changes)), 'train_step')
 
 
+@pytest.mark.slow
 def test_parts_and_recomputed_norms_cost_no_product():
     plain = training_flops(**{'model.remat': 'none'})
     assert training_flops(**{'model.remat': 'none', 'accumulate': 4}) == plain

@@ -107,6 +107,7 @@ def test_what_the_mask_keeps_stays_and_the_rest_is_drawn(run, task):
     np.testing.assert_array_equal(page[:32:4, :32:4], digits(1)[0, ..., 0])
 
 
+@pytest.mark.slow
 def test_variations_stay_the_nearer_the_less_the_strength(run):
     away = []
     for strength in (0.05, 0.5, 1.0):
@@ -151,6 +152,7 @@ def test_colours_are_drawn_for_what_gray_says(run, tmp_path):
     assert page.shape == (32, 4 * 33 - 1, 3)
 
 
+@pytest.mark.slow
 def test_a_result_depends_on_its_own_image_and_number_only(run):
     changes = {'edit.task': 'repaint', 'edit.mask': 'left'}
     made, _ = run(**changes)

@@ -109,6 +109,7 @@ def test_mixing_takes_the_layers_of_another(run, layers):
     np.testing.assert_array_equal(page[33:65:2, :32:2], sources[0, ..., 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('extended', [False, True])
 def test_projection_finds_the_latents_of_images(run, tmp_path, extended):
     (tmp_path / 'photos').mkdir()
@@ -130,6 +131,7 @@ def test_projection_finds_the_latents_of_images(run, tmp_path, extended):
     assert page.shape == (2 * 33 - 1, 2 * 33 - 1)
 
 
+@pytest.mark.slow
 def test_what_extended_finds_no_single_w_does(run, tmp_path):
     (tmp_path / 'photos').mkdir()
     ws = MEAN + SCALES * np.random.default_rng(1).normal(size=(1, LAYERS, DIM))

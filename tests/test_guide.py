@@ -110,6 +110,7 @@ def test_a_classifier_gives_an_unconditional_model_its_classes(runs, model):
         assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_its_step_is_the_newest_or_the_one_that_is_named(runs, model):
     states = []
     for step in ('', '2', '1'):

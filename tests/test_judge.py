@@ -289,6 +289,7 @@ def test_a_best_of_other_settings_is_not_compared(tmp_path):
     assert kept == str(again['step'])
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_loses_no_step(tmp_path, monkeypatch):
     def broken(*_):
         raise UserError('broken')
@@ -299,11 +300,13 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path, monkeypatch):
     assert (tmp_path / 'checkpoints/2').is_dir()
 
 
+@pytest.mark.slow
 def test_the_last_step_is_evaluated_whatever_the_period(tmp_path):
     train.run(in_training(**{'steps': 3, 'eval.every': 100}), tmp_path)
     assert [p.name for p in (tmp_path / 'evaluations').iterdir()] == ['step_00000003.json']
 
 
+@pytest.mark.slow
 def test_a_missing_best_checkpoint_says_how_to_get_one(trained):
     with pytest.raises(UserError, match=r'train with config\.eval\.best'):
         evaluate.run(small(), trained, step='best')

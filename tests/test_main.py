@@ -91,6 +91,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(main, tmp_path, args, says):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_broken_image_is_named_by_path(main, tmp_path):
     for name in ('a', 'b'):
         (tmp_path / 'data' / name).mkdir(parents=True)

@@ -141,6 +141,7 @@ def test_packs_are_judged_as_one():
         create(torn)
 
 
+@pytest.mark.slow
 def test_units_that_are_dead_leave_the_unrolled_gradient_finite():
     told = config('unrolled_5', **{'gan.unroll': 1})
     method, batch = create(told), {'image': jnp.full((4, 1, 1, 2), 0.1)}

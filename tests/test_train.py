@@ -107,6 +107,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state
     assert fingerprint(capsys) == good
 
 
+@pytest.mark.slow
 def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(tmp_path):
     lowered = []
 
@@ -127,6 +128,7 @@ def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(tmp_
     assert lowered.count('jit(encode)') == lowered.count('jit(init)') == 1
 
 
+@pytest.mark.slow
 def test_another_config_in_the_workdir_is_refused_and_nothing_is_harmed(tmp_path):
     train.run(small(steps=3), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
@@ -138,6 +140,7 @@ def test_another_config_in_the_workdir_is_refused_and_nothing_is_harmed(tmp_path
     assert before == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_size_and_are_completed(tmp_path, capsys):
     train.run(small(steps=3), tmp_path)
     sample.run(small(steps=3), tmp_path)
@@ -156,6 +159,7 @@ def test_samples_do_not_depend_on_the_batch_size_and_are_completed(tmp_path, cap
     assert any((first['000000.png'] != image).any() for image in first.values())
 
 
+@pytest.mark.slow
 def test_npz_samples_are_one_file(tmp_path):
     config = small(**{'steps': 3, 'sample.format': 'npz', 'data.num_classes': 10})
     train.run(config, tmp_path)
@@ -171,6 +175,7 @@ def test_npz_samples_are_one_file(tmp_path):
     assert (out / 'samples.npz').stat().st_mtime_ns == made_at
 
 
+@pytest.mark.slow
 def test_samples_of_other_settings_are_not_mixed(tmp_path):
     train.run(small(steps=3), tmp_path)
     sample.run(small(steps=3), tmp_path)
@@ -180,6 +185,7 @@ def test_samples_of_other_settings_are_not_mixed(tmp_path):
         sample.run(small(**{'steps': 3, 'sample.knobs.temperature': 0.5}), tmp_path)
 
 
+@pytest.mark.slow
 def test_evaluate_counts_every_example_once(tmp_path):
     config = small(steps=3)
     train.run(config, tmp_path)
@@ -194,6 +200,7 @@ def test_evaluate_counts_every_example_once(tmp_path):
     assert again['elbo']['value'] == pytest.approx(report['elbo']['value'], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_per_second_leaves_drawing_out(tmp_path, monkeypatch):
     draw = Program.sample
     monkeypatch.setattr(Program, 'sample', lambda *args: (time.sleep(2), draw(*args))[1])

@@ -128,6 +128,7 @@ def test_binarize():
 # --- the contract --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('likelihood', ['bernoulli', 'gaussian'])
 def test_training_reaches_every_parameter_and_improves(likelihood):
     method, state = start(**{'vae.likelihood': likelihood})
@@ -155,6 +156,7 @@ def test_samples_do_not_depend_on_how_many_there_are():
     np.testing.assert_allclose(sample(keys[3:4], state, {})[0], together[3], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_temperature_is_per_sample_and_traced():
     method, state = start()
     keys, warm = jax.random.split(jax.random.key(2), 2), {'temperature': jnp.ones(2)}
@@ -168,6 +170,7 @@ def test_temperature_is_per_sample_and_traced():
     np.testing.assert_allclose(cold.sample_step(keys, state, {})[1], mixed[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('binarize', ['none', 'stochastic'])
 def test_evaluation_is_per_example(binarize):
     method, state = start(**{'vae.binarize': binarize})
@@ -188,6 +191,7 @@ def test_encode_and_decode():
     assert jnp.abs(images).max() <= 1
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_what_samples():
     method, state = start()
     keys = jax.random.split(jax.random.key(2), 2)

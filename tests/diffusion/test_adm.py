@@ -92,6 +92,7 @@ def test_initial_values():
         assert not any(leaf.any() for leaf in last.values())
 
 
+@pytest.mark.slow
 def test_initial_values_of_the_classifier():
     net = small_classifier(channels=32, multipliers=(1,), attention=())
     params = jax.jit(net.init)(jax.random.key(0), image(1), jnp.zeros(1))['params']
@@ -101,6 +102,7 @@ def test_initial_values_of_the_classifier():
     assert params['pool']['c_proj']['kernel'].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('size', 'changes'),
     [
@@ -115,6 +117,7 @@ def test_sizes(size, changes):
     assert np.isfinite(y).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [small, small_classifier])
 def test_examples_do_not_mix(make):
     net, x, t = make(), image(3), jnp.float32([1, 500, 9])
@@ -125,6 +128,7 @@ def test_examples_do_not_mix(make):
     assert min(difference[0], difference[2]) > 1e-3
 
 
+@pytest.mark.slow
 def test_time_label_and_dropout_matter():
     net, x, zeros = small(num_classes=3, multipliers=(1,)), image(), jnp.zeros(2, jnp.int32)
     params = variables(net, x, zeros, zeros)
@@ -180,6 +184,7 @@ def test_a_classifier_can_guide():
     assert (ahead - behind) / 0.02 == pytest.approx(float(jnp.linalg.norm(got)), rel=0.02)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_roughly_the_same_in_float32_out():
     x, t = image(), jnp.float32([3, 700])
     net = small(multipliers=(1,))

@@ -115,6 +115,7 @@ def test_training_lowers_the_loss_and_samples_are_images(kind):
     assert images.std() > 0.01
 
 
+@pytest.mark.slow
 def test_edm_denoises_and_is_trained_as_the_paper_says():
     """Karras et al. 2022, eq. 7 and 8 with table 1, written out."""
     method = continuous.create(chosen := config())
@@ -192,6 +193,7 @@ def test_guidance_holds_within_its_interval_only():
     assert np.abs(guided - unguided).max((1, 2, 3)).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_optimal_pairing_shortens_the_way_from_image_to_noise(monkeypatch):
     """Of the batch's pairings it is the best, and the one that the loss is of."""
 
@@ -235,6 +237,7 @@ def test_augmentation_is_told_in_training_and_none_is_asked_for_after():
     np.testing.assert_array_equal(found, want)
 
 
+@pytest.mark.slow
 def test_log_sigma_is_what_score_sdes_network_is_told():
     """NCSN++ (VE) embeds log(sigma) of images in [0, 1] and divides by sigma: the score there."""
     chosen = default('diffusion.continuous', network='song')
@@ -385,6 +388,7 @@ def test_a_field_of_another_network_is_told_with_the_way_to_choose():
         default('diffusion.continuous', network='une')
 
 
+@pytest.mark.slow
 def test_the_program_runs_it_with_a_donated_state():
     chosen = config(sample__batch_size=2, batch_size=B)
     program = Program(chosen, continuous.create(chosen))

@@ -148,6 +148,7 @@ def test_time_label_and_place_matter():
             assert np.abs(a - b).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient():
     net, x, label = small(num_classes=2), image(), jnp.arange(2)
     params = variables(net, x, label)
@@ -170,6 +171,7 @@ def test_bfloat16_computes_roughly_the_same_in_float32_out():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(init))
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_the_same():
     x, t = image(), jnp.float32([3, 500])
     params = variables(small(), x)

@@ -327,6 +327,7 @@ def learned(**changes):
     return config(sampler__variance='learned_range', **hybrid | changes)
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_sampled_evaluated_and_guided():
     settings = learned(
         sampler__name='ancestral',
@@ -411,6 +412,7 @@ def assert_drawn_where_losses_were_large(step, state):
     np.testing.assert_allclose(metrics['loss'], new.mean() / (20 * 0.99903), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_times_are_drawn_where_losses_were_large(resampling):
     _, step, state = resampling
     assert_drawn_where_losses_were_large(step, state)
@@ -422,6 +424,7 @@ def test_parts_of_a_batch_are_remembered_in_turn():
     assert_drawn_where_losses_were_large(step, state)
 
 
+@pytest.mark.slow
 def test_before_every_time_has_a_history_all_are_alike(resampling):
     method, step, state = resampling
     assert set(state.net.extra) == {'times'}
@@ -433,6 +436,7 @@ def test_before_every_time_has_a_history_all_are_alike(resampling):
     assert shapes.shape == (2, 4, 4, 1)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_with_a_history_of_losses(resampling, tmp_path):
     _, step, state = resampling
 
@@ -454,6 +458,7 @@ def test_resumed_equals_uninterrupted_with_a_history_of_losses(resampling, tmp_p
     assert fingerprint(steps(forgetful, (2, 3))) != fingerprint(steps(half, (2, 3)))
 
 
+@pytest.mark.slow
 def test_variance_changes_ancestral_sampling_and_the_bound():
     outputs = []
     for variance in ('fixed_large', 'fixed_small'):

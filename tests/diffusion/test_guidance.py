@@ -74,6 +74,7 @@ def test_classifier_free_samples_the_guided_density(x_t):
     np.testing.assert_allclose(got[1], x0_label[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_exact_classifier_guides_as_no_classifier(x_t):
     """p(x) p(label | x)^w is proportional to p(x)^(1 - w) p(x | label)^w."""
     x0_label = jax.vmap(denoised)(x_t, LABEL, ALPHA, SIGMA)

@@ -143,6 +143,7 @@ def test_a_worse_model_is_led_away_from_and_then_clipped(method, clip):
     assert np.abs(x_good - x_bad).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['diffusion.gaussian', 'diffusion.continuous'])
 def test_autoguidance_by_itself_changes_nothing_nor_does_none(method):
     """Guided by label too, as the guide then is."""
@@ -185,6 +186,7 @@ def test_a_classifiers_gradient_is_added_to_what_was_clipped(clip):
     np.testing.assert_array_equal(guided.denoise(state, x_t, t, full(0.0)), own)
 
 
+@pytest.mark.slow
 def test_the_interval_limits_the_guide():
     guide, ends = classifier(), (0.5, 1.2)
     plain = create(small())
@@ -200,6 +202,7 @@ def test_the_interval_limits_the_guide():
     np.testing.assert_allclose(moved[0], inside[:, None, None, None] * moved[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_variances_are_the_models_own():
     learned = {
         'diffusion__learned_variance': True,
@@ -231,6 +234,7 @@ def test_where_nothing_is_left_of_the_image_a_classifier_says_nothing():
     assert np.abs(got - plain.denoise(state.own, x_t, t - 1, {})).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_edits_are_guided():
     guide, plain = classifier(), create(small())
     state = Guided(randomised(plain), randomised(guide, 1))

@@ -52,6 +52,7 @@ def keys(n):
 PC, ALD = langevin.predictor_corrector, langevin.annealed_langevin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('sampler', 'snr', 'corrections', 'name'),
     [

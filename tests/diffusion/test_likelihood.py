@@ -297,6 +297,7 @@ def test_both_tolerances_bound_the_error():
         assert (nfe < many).all()
 
 
+@pytest.mark.slow
 def test_no_number_where_the_solver_gave_up(monkeypatch):
     monkeypatch.setattr(ode, 'MOST_STEPS', 5)
     process = PROCESSES['flow']

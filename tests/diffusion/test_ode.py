@@ -49,6 +49,7 @@ def exact(process, n, s=S):
     return MU + s * (x_T - alpha * MU) / jnp.sqrt(alpha**2 * s**2 + sigma**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'solver'), [*((name, 'tsit5') for name in PROCESSES), ('edm', 'dopri5')]
 )

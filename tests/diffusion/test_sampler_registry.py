@@ -110,6 +110,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'option'), of_all('options'))
 def test_every_option_changes_what_is_drawn(name, option):
     found = []

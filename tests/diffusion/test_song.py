@@ -50,6 +50,7 @@ def config(**changes):
     return config
 
 
+@pytest.mark.slow
 def test_initial_values():
     net = small(channels=32, multipliers=(1,), attention=(), embedding='fourier')
     fresh = jax.jit(net.init)(jax.random.key(0), image(), jnp.ones(2))
@@ -71,6 +72,7 @@ def test_initial_values():
     assert 10 < np.std(frequencies) < 24
 
 
+@pytest.mark.slow
 def test_frequencies_are_kept_but_not_trained():
     net, x, tx = small(multipliers=(1,), embedding='fourier'), image(h=2, w=2), optax.sgd(0.1)
     fresh = variables(net, x)
@@ -108,6 +110,7 @@ def test_every_parameter_has_a_gradient(changes):
         assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_sigma_is_a_logarithm_inside_and_a_divisor_outside():
     sigma, x, net = jnp.float32([0.02, 50]), image(), partial(small, multipliers=(1,))
     net, plain = (net(embedding='fourier', scale_by_sigma=yes) for yes in (True, False))
@@ -133,6 +136,7 @@ def test_sizes(shape, changes):
     assert np.isfinite(y).all()
 
 
+@pytest.mark.slow
 def test_examples_do_not_mix_and_time_and_dropout_matter():
     net, x, t = small(multipliers=(1,)), image(3), jnp.float32([1, 500, 9])
     params = variables(net, x)

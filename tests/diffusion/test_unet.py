@@ -58,6 +58,7 @@ def test_sinusoids():
     np.testing.assert_allclose(got, np.hstack([np.sin(angles), np.cos(angles)]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('size', 'changes'),
     [
@@ -74,6 +75,7 @@ def test_sizes(size, changes):
     assert np.isfinite(y).all()
 
 
+@pytest.mark.slow
 def test_examples_do_not_mix():
     net, x, t = small(), image(3), jnp.float32([1, 500, 9])
     params = variables(net, x)

@@ -334,6 +334,7 @@ def off(name, repeats, n=1024):
     return np.abs(x[:, ~KNOWN].mean(0) - mean).max(), np.abs(np.cov(x[:, ~KNOWN].T) - cov).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'share'), [('discrete', 0.75), ('edm', 0.5)])
 def test_masking_is_biased_and_repaint_less(name, share):
     """The unknown pixels given the known ones have means 0.76, 0.27 and variances 0.04, 0.05."""
@@ -344,6 +345,7 @@ def test_masking_is_biased_and_repaint_less(name, share):
     assert cov_10 < share * cov_1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['discrete', 'edm'])
 def test_completions_of_other_numbers_go_together_and_depend_on_their_own_key(name):
     run, images_4 = completion(name, uses.masked), images(4)
@@ -376,6 +378,7 @@ def test_draws_of_one_step_differ():
 # Colorization.
 
 
+@pytest.mark.slow
 def test_colours_are_drawn_given_gray_which_is_kept():
     n, pixel = 4096, np.array([0.5, -0.1, 0.35])
     mean, g = np.array([0.1, -0.2, 0.3]), np.full(3, 1 / np.sqrt(3))

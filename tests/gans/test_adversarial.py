@@ -113,6 +113,7 @@ def test_each_step_changes_its_own_net_only():
     assert set(metrics) == {'g_loss', 'g_grad_norm', 'g_diversity'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_critic', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_rounds_follow_each_other_on_parts_of_the_batch(n_critic):
     """So many rounds of the discriminator, then the generator against the newest."""
@@ -136,6 +137,7 @@ def test_rounds_follow_each_other_on_parts_of_the_batch(n_critic):
     assert got.step == 1
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_makes_the_same_step():
     rules = {'gan__penalty': 'wgan_gp', 'gan__objective': 'wasserstein', 'optimizer__eps': 1e-3}
     _, whole, _ = stepped(**rules)
@@ -144,6 +146,7 @@ def test_a_batch_in_parts_makes_the_same_step():
     close(parts.discriminator.params, whole.discriminator.params, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_net_learns_at_its_own_rate():
     """Adam's first step is the rate times a sign, whatever the gradient."""
     before, after, _ = stepped(gan__d_rate_ratio=3.0)
@@ -247,6 +250,7 @@ def test_clipping_bounds_every_parameter_of_the_critic():
     assert max(jnp.abs(x).max() for x in jax.tree.leaves(after.generator.params)) > 0.1
 
 
+@pytest.mark.slow
 def test_a_lazy_penalty_comes_at_every_kth_step_and_is_as_much_stronger(monkeypatch):
     config = small(**R1, gan__penalty_every=3)
     method, state = started(config)
@@ -265,6 +269,7 @@ def test_a_lazy_penalty_comes_at_every_kth_step_and_is_as_much_stronger(monkeypa
     np.testing.assert_allclose(lazy, 3 * plain, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_penalty_is_never_lazy():
     plain, lazy = (stepped(gan__penalty_every=k)[1] for k in (1, 3))
     close(plain.discriminator.params, lazy.discriminator.params)
@@ -469,6 +474,7 @@ def test_samples_do_not_depend_on_how_many_there_are():
     np.testing.assert_allclose(sample(keys[3:4], state, {})[0], together[3], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('network', 'usual', 'changes'),
     [

@@ -89,6 +89,7 @@ def test_consistency_moves_and_mirrors():
     assert row.max() <= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', AUGMENTATIONS)
 def test_each_image_has_a_key_of_its_own_and_gradients_pass(name):
     x = jnp.broadcast_to(X, (4, *X.shape))

@@ -62,6 +62,7 @@ NETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('net', NETS)
 def test_every_parameter_has_a_gradient_and_examples_do_not_mix(net, random_variables):
     x = Z if isinstance(net, Generator) else np.tanh(np.resize(Z, (2, 4, 4, 3)))

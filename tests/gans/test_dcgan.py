@@ -66,6 +66,7 @@ def test_options_of_the_discriminator():
     assert d['params']['nearness']['kernel'].shape == (5, 1)
 
 
+@pytest.mark.slow
 def test_labels_are_told_to_both():
     _, _, g, d = shapes(16, **{'model.condition': 'concat'})
     assert g['params']['conv_0']['kernel'].shape[-1] == 6 + 3
@@ -78,6 +79,7 @@ def test_labels_are_told_to_both():
         assert jnp.abs(out[0] - out[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_initial_weights_are_the_papers():
     method = house.create(small(**{'model.width': 32, 'data.image_size': 32}))
     state = jax.jit(method.init)(jax.random.key(0), {'image': jnp.zeros((2, 32, 32, 1))})

@@ -55,6 +55,7 @@ def test_parameters_are_as_many_as_the_authors():
     assert of_g['block_1024_to_rgb'] == 51
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', MODULES)
 def test_gradients_reach_every_parameter(module):
     """Of images of every size, half faded in."""

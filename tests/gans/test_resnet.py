@@ -169,6 +169,7 @@ def run_names(net):
     return jax.eval_shape(run)[1]['intermediates']
 
 
+@pytest.mark.slow
 def test_a_penalty_on_gradients_can_be_descended(variables):
     """A WGAN-GP critic's gradient by its input has a gradient by the weights."""
     net = small_discriminator(spectral=False, multipliers=(1,), attention=(4,))

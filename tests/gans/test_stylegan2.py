@@ -59,6 +59,7 @@ def test_parameters_are_as_many_as_the_authors(generator, discriminator, size, c
         assert sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params'])) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('architecture', ['skip', 'resnet'])
 def test_gradients_reach_every_parameter(architecture):
     of_d = 'orig' if architecture == 'skip' else 'resnet'

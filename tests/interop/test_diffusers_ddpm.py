@@ -173,6 +173,7 @@ def test_damaged_folders_are_named(folder):
         load_unet('nowhere')
 
 
+@pytest.mark.slow
 def test_gaussian_state_is_the_methods(folder, params):
     method = gaussian.create(config())
     state = gaussian_state(config(), str(folder))

@@ -387,6 +387,7 @@ def test_refuses_what_breaks_on_the_way(eyes, ab, capsys):
     assert 'b.npz cannot be read' in refused(capsys, 'b.npz', '--save-stats=s.npz')
 
 
+@pytest.mark.slow
 def test_refuses_from_the_shell(tmp_path):
     """The module itself, and the real networks: their weights are looked for before any image."""
     np.save(tmp_path / 'a.npy', pixels(3))

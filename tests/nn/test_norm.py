@@ -7,6 +7,7 @@ import pytest
 from gen_jax.nn.norm import GroupNorm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('shape', 'groups'), [((2, 5, 7, 12), 4), ((1, 1, 1, 8), 2), ((3, 4, 4, 6), 6)]
 )

@@ -141,6 +141,7 @@ def count(net, image_size, channels=3):
 
 
 # Counted in the authors' modules on torch's meta device, as their README files make them.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'channels', 'total'),
     [
@@ -168,6 +169,7 @@ def test_published_sizes(name, channels, total):
     assert count(net, image_size, channels) == total
 
 
+@pytest.mark.slow
 def test_size_of_edms_network_for_imagenet():
     assert count(ADMUNet(num_classes=1000), 64) == 295_899_267
 

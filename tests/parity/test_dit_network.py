@@ -80,6 +80,7 @@ def count(size, patch):
     return trained, jax.eval_shape(lambda: positions(32 // patch, 32 // patch, net.width)).size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', PUBLISHED)
 @pytest.mark.parametrize('patch', [2, 4, 8])
 def test_parameters_of_the_papers_networks(size, patch):

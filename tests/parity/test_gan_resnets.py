@@ -134,6 +134,7 @@ def both_sides(name):
     return [pytest.param(name, side, marks=slow) for side in 'gd']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'side'), [case for name in CASES for case in both_sides(name)])
 def test_agrees_with_the_reference(name, side):
     case = Recorded(name)

@@ -35,6 +35,7 @@ def denoiser(name):
     return denoise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_agrees_with_score_sde(case):
     name, _, b = CASES[case]

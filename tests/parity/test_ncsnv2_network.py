@@ -50,6 +50,7 @@ class Recorded:
         return jax.jit(self.net.apply)({'params': self.params()}, self.x, jnp.zeros(len(self.x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MULTIPLIERS)
 def test_agrees_with_the_reference(name):
     case = Recorded(name)
@@ -87,6 +88,7 @@ def model():
     return continuous.Model.from_config(config)
 
 
+@pytest.mark.slow
 def test_annealed_langevin_dynamics_agree(model, monkeypatch):
     x, noise, step_lr = (GOLDEN[f'walk.{key}'] for key in ('x', 'noise', 'step_lr'))
     rising = jnp.asarray(noise[::-1])  # [levels, steps, n, h, w, c]

@@ -101,6 +101,7 @@ def test_agrees_with_the_authors_network(name):
     assert far < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', EDM)
 def test_agrees_with_edm(name):
     case, variables = edm(name)
@@ -109,6 +110,7 @@ def test_agrees_with_edm(name):
     assert far < 1e-4
 
 
+@pytest.mark.slow
 def test_labels_and_augmentation_matter():
     case, variables = edm('ve_labels')
     x, t, label, augment = case.inputs.values()

@@ -94,6 +94,7 @@ def test_generator(case):
         assert golden.difference(x, arrays[name]) < TOLERANCE, name
 
 
+@pytest.mark.slow
 def test_gradient_of_path_length_penalty():
     """Karras et al. 2020, equation 4: a gradient of a gradient, down to the mapping network."""
     arrays, told = recorded('g_skip')
@@ -124,6 +125,7 @@ def test_discriminator(case):
     np.testing.assert_allclose(got, want, atol=TOLERANCE * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_gradient_of_r1_penalty():
     """Mescheder et al. 2018, equation 9."""
     arrays, _ = recorded('d_resnet')

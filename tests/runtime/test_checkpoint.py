@@ -118,6 +118,7 @@ def test_later_checkpoints_are_set_aside_and_their_steps_written_again(saved):
     assert len(list(saved.glob('damaged_4_*'))) == 1
 
 
+@pytest.mark.slow
 def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     step_fn = jax.jit(lambda x: x + 1, donate_argnums=0)
     now = jnp.zeros(4_000_000)

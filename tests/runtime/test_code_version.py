@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gen_jax
 from gen_jax import __version__
 
@@ -22,6 +24,7 @@ def git(folder, *command):
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_only_a_checkout_of_its_own_counts(tmp_path):
     ignore = shutil.ignore_patterns('__pycache__', '*.safetensors')
     shutil.copytree(PACKAGE, tmp_path / 'inner/gen_jax', ignore=ignore)

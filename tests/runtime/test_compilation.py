@@ -121,6 +121,7 @@ def test_what_compiling_took_goes_back():
     assert held['back'] < held['kept'] - 100 * 1024  # KiB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts threads as Linux shows them')
 def test_devices_of_one_cpu_have_threads_to_spare():
     """A thread for each device and some more; one device leaves XLA as it is."""

@@ -97,6 +97,7 @@ def test_parts_need_less_memory():
     assert needs[1] < 0.4 * needs[0]
 
 
+@pytest.mark.slow
 @METHODS
 def test_nothing_crosses_to_the_device_unasked(method):
     made = program(method)
@@ -114,6 +115,7 @@ def test_nothing_crosses_to_the_device_unasked(method):
             assert all(x.shape == (8,) for x in found.values())
 
 
+@pytest.mark.slow
 def test_a_part_that_the_mesh_cannot_split_is_told_in_one_line(main, tmp_path):
     config = '--config=configs/ddpm_digits.py:tiny'
     run = main(config, f'--workdir={tmp_path}/run', '--config.accumulate=8', devices=2)

@@ -52,6 +52,7 @@ def test_running_statistics():
     assert count(stats) == sum(x.size for path, x in params.items() if path[-2] == 'bn')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('outputs', [('2048',), ('64', 'spatial'), tuple(reversed(WIDTHS))])
 def test_outputs(outputs):
     net = inception.Inception(outputs)
@@ -60,6 +61,7 @@ def test_outputs(outputs):
     assert {x.dtype for x in found.values()} == {jnp.dtype('float32')}
 
 
+@pytest.mark.slow
 def test_norm_and_head():
     """Kernels of zero leave the norm: relu(bias - mean scale / sqrt(var + 1e-3)) everywhere."""
     value = 2 - 0.5 * 0.2 / (3e-3 + 1e-3) ** 0.5
