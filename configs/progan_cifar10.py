@@ -9,7 +9,7 @@ Cost: 1,250,000 steps of 16 images.
 Paper: Inception score 8.80; FID 15.52 (as quoted by others).
 Ours: not trained here. The networks agree with code written from the paper
 (tests/parity/test_growing_gans.py). What differs: the authors' players take their steps at once,
-ours one after the other, and theirs forget Adam's moments where a size is new.
+ours one after the other.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

@@ -40,7 +40,7 @@ from gen_jax.gans.game import (
     generator_loss,
     styles,
 )
-from gen_jax.gans.growing import growth, shown
+from gen_jax.gans.growing import begins, forgotten, growth, shown
 from gen_jax.gans.latents import latents
 from gen_jax.gans.objectives import OBJECTIVES
 from gen_jax.gans.penalties import path_lengths
@@ -215,6 +215,11 @@ def create(config) -> Method:
         image, now = batch['image'], game
         if grows:
             alpha = growth(rules.grow_steps, size, state.step)[1]
+            new = begins(rules.grow_steps, size, state.step)
+            state = state.replace(
+                generator=forgotten(state.generator, new),
+                discriminator=forgotten(state.discriminator, new),
+            )
             image, now = (
                 shown(image, stage, alpha),
                 game._replace(growth={'size': stage, 'alpha': alpha}),

@@ -61,7 +61,7 @@ class Round(NamedTuple):
         return jax.vmap(lambda key: jax.random.fold_in(key, name))(self.keys)
 
 
-NOISE, MIXING, VIEW, PENALTY, MOVED, PATH = range(6)
+NOISE, MIXING, VIEW, PENALTY, MOVED, PATH, VIEW_MADE = range(7)
 
 
 # --- one pass through one network ----------------------------------------------------------------
@@ -121,20 +121,24 @@ class Judge(NamedTuple):
     asked: Round
     noise: jax.Array
 
-    def view(self, x: jax.Array) -> jax.Array:
-        """Images as the discriminator sees them: with instance noise, and augmented."""
-        keys = self.asked.keys_of(VIEW)
+    def view(self, x: jax.Array, made: bool) -> jax.Array:
+        """Images as the discriminator sees them: with instance noise, and augmented.
+
+        What is made is seen with other draws than what is real.
+        """
+        keys = self.asked.keys_of(VIEW_MADE if made else VIEW)
         if self.game.rules.instance_noise:
             draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))
             x = x + self.noise * draw(keys)
         return augmented(keys, x, self.game.rules.augment)
 
-    def __call__(self, variables: dict, x: jax.Array) -> tuple[jax.Array, dict, dict]:
-        """Logits [b] of images, collections, and what was sown."""
-        options = {'rngs': {'dropout': self.asked.whole}}
+    def __call__(self, variables: dict, x: jax.Array, made: bool = False) -> tuple:
+        """Logits [b] of images, real ones or `made`, collections, and what was sown."""
+        options = {'rngs': {'dropout': jax.random.fold_in(self.asked.whole, int(made))}}
         if self.game.growth:
             options['alpha'] = self.game.growth['alpha']
-        return play(self.game.discriminator, variables, self.view(x), self.asked.label, **options)
+        seen = self.view(x, made)
+        return play(self.game.discriminator, variables, seen, self.asked.label, **options)
 
     def penalty(self, variables: dict, real: jax.Array, fake: jax.Array) -> jax.Array:
         """`gan.penalty`, weighted."""
@@ -145,9 +149,12 @@ class Judge(NamedTuple):
         found = value(lambda x: self(variables, x)[0], real, fake, keys, **options)
         return rules.penalty_weight * found
 
-    def inconsistency(self, variables: dict, x: jax.Array, logits: jax.Array) -> jax.Array:
+    def inconsistency(
+        self, variables: dict, x: jax.Array, logits: jax.Array, made: bool
+    ) -> jax.Array:
         """E[(D(x) - D(T(x)))^2], T a flip and a shift (Zhang et al. 2020, equation 2)."""
-        return jnp.square(logits - self(variables, moved(self.asked.keys_of(MOVED), x))[0]).mean()
+        other = moved(self.asked.keys_of(MOVED), x)
+        return jnp.square(logits - self(variables, other, made)[0]).mean()
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -159,7 +166,7 @@ def discriminator_loss(judge: Judge, generator: dict, params, extra, asked: Roun
     rules, real = game.rules, asked.image
     fake = jax.lax.stop_gradient(generate(game, generator, asked)[0])  # [b, h, w, c]
     on_real, extra, of_real = judge({'params': params, **extra}, real)  # [b]
-    on_fake, extra, of_fake = judge({'params': params, **extra}, fake)
+    on_fake, extra, of_fake = judge({'params': params, **extra}, fake, made=True)
     smoothing = rules.label_smoothing, rules.fake_smoothing
     loss = game.objective.discriminator(on_real, on_fake, smoothing)
     variables, metrics = {'params': params, **extra}, {}
@@ -168,12 +175,12 @@ def discriminator_loss(judge: Judge, generator: dict, params, extra, asked: Roun
         loss += metrics['penalty']
     if rules.drift:
         loss += rules.drift * jnp.square(on_real).mean()
-    for weight, x, logits in (
-        (rules.consistency, real, on_real),
-        (rules.consistency_fake, fake, on_fake),
+    for weight, x, logits, made in (
+        (rules.consistency, real, on_real, False),
+        (rules.consistency_fake, fake, on_fake, True),
     ):
         if weight:
-            loss += weight * judge.inconsistency(variables, x, logits)
+            loss += weight * judge.inconsistency(variables, x, logits, made)
     if 'class_logits' in of_real:
         guessed = [misjudged(sown, asked.label) for sown in (of_real, of_fake)]
         loss += rules.auxiliary_weight * sum(guessed)
@@ -190,7 +197,7 @@ def generator_loss(judge: Judge, opponent: Net, params, extra, asked: Round) -> 
     fake, extra = generate(game, variables, asked)  # [b, h, w, c]
     if rules.unroll:
         opponent = unrolled(judge, opponent, asked.image, fake)
-    logits, _, of_fake = judge(opponent.variables(), fake)  # [b]
+    logits, _, of_fake = judge(opponent.variables(), fake, made=True)  # [b]
     loss = game.objective.generator(logits)
     if share := rules.feature_matching:
         _, _, of_real = judge(opponent.variables(), asked.image)
@@ -212,7 +219,7 @@ def unrolled(judge: Judge, opponent: Net, real: jax.Array, fake: jax.Array) -> N
 
     def loss_fn(params):
         on_real, extra, _ = judge({'params': params, **opponent.extra}, real)
-        on_fake, _, _ = judge({'params': params, **extra}, fake)
+        on_fake, _, _ = judge({'params': params, **extra}, fake, made=True)
         smoothing = rules.label_smoothing, rules.fake_smoothing
         return judge.game.objective.discriminator(on_real, on_fake, smoothing)
 

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gen_jax.gans.progressive import faded
 from gen_jax.gans.style_layers import sizes_up_to
+from gen_jax.method import Net
 from gen_jax.nn.resize import double, halve
 
 
@@ -27,6 +29,30 @@ def growth(n: int, image_size: int, step) -> tuple:
     number = (step // n + 1) // 2
     fading = (number <= last) & ((step // n) % 2 == 1)
     return xp.minimum(number, last), xp.where(fading, (step % n) / n, 1.0)
+
+
+def begins(n: int, image_size: int, step: jax.Array) -> jax.Array:
+    """Whether a size begins to fade in at this step, or stands alone from it on; args of `growth`.
+
+    There the authors' players forget the moments of Adam (their training loop's
+    `reset_opt_for_new_lod`).
+    """
+    phases = 2 * (len(sizes_up_to(image_size)) - 1)
+    return (step > 0) & (step % n == 0) & (step // n <= phases)
+
+
+def forgotten(net: Net, when: jax.Array) -> Net:
+    """A net whose Adam has taken no step yet `when`, bool, is true; its schedule goes on."""
+
+    def is_adam(part):
+        return isinstance(part, optax.ScaleByAdamState)
+
+    def forget(part):
+        if not is_adam(part):
+            return part
+        return jax.tree.map(lambda x: jnp.where(when, jnp.zeros_like(x), x), part)
+
+    return net.replace(opt_state=jax.tree.map(forget, net.opt_state, is_leaf=is_adam))
 
 
 def shown(image: jax.Array, size: int, alpha: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from scipy.stats import truncnorm
 
@@ -24,9 +25,9 @@ from gen_jax.gans.adversarial import (
     instance_noise,
 )
 from gen_jax.gans.game import Judge, generate, play, styles, unrolled
-from gen_jax.gans.growing import growth, shown
+from gen_jax.gans.growing import begins, forgotten, growth, shown
 from gen_jax.gans.latents import within
-from gen_jax.method import steps_taken
+from gen_jax.method import Net, optimizer, steps_taken
 
 MLP = {
     'data.image_size': 4,
@@ -337,9 +338,12 @@ def test_instance_noise_fades():
 def test_the_discriminator_sees_noise_of_that_deviation_on_each_image():
     config = small(**NOISY, batch_size=500)
     judge = judge_of(config, noise=jnp.float32(0.3))
-    added = judge.view(judge.asked.image) - judge.asked.image
+    added, to_made = (judge.view(judge.asked.image, made) - judge.asked.image for made in (0, 1))
     assert added.std() == pytest.approx(0.3, rel=0.05)
     assert jnp.abs(added[0] - added[1]).max() > 0.1
+    # Real and generated images do not share it.
+    correlation = np.corrcoef(np.ravel(added), np.ravel(to_made))[0, 1]
+    assert abs(correlation) < 0.05
 
 
 @pytest.mark.slow
@@ -428,6 +432,23 @@ def test_real_images_are_shown_as_they_fade_in():
     np.testing.assert_allclose(shown(x, 8, jnp.float32(1)), x)
     blurred = halves.repeat(2, 1).repeat(2, 2)
     np.testing.assert_allclose(shown(x, 8, jnp.float32(0.25)), 0.75 * blurred + 0.25 * x)
+
+
+def test_adam_forgets_where_a_size_begins_and_where_it_stands_alone():
+    found = [step for step in range(60) if begins(5, 16, jnp.int32(step))]
+    assert found == [5, 10, 15, 20]  # 8x8 begins, is all there; 16x16
+    tx = optimizer(house.default('gans.adversarial').optimizer)
+    params = {'w': jnp.ones(2)}
+    _, moved = tx.update({'w': jnp.ones(2)}, tx.init(params), params)
+    net = Net(params, None, moved, {})
+    kept, lost = (forgotten(net, jnp.bool_(x)) for x in (False, True))
+    close(kept, net)
+    adam = next(x for x in jax.tree.leaves(lost.opt_state, is_leaf=is_adam) if is_adam(x))
+    assert not any(x.any() for x in jax.tree.leaves(adam))
+
+
+def is_adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
 
 
 @pytest.mark.slow
