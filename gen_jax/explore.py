@@ -19,6 +19,7 @@ from gen_jax.metrics.features.extract import Extractor, open_extractor
 from gen_jax.metrics.path_length import PATHS
 from gen_jax.metrics.psnr import psnr
 from gen_jax.runtime import images, random, workdir
+from gen_jax.runtime.compilation import compiler_options
 from gen_jax.runtime.program import Program
 from gen_jax.sample import load
 
@@ -75,7 +76,11 @@ class Explorer(Program):
         check(config, method)
         super().__init__(config, method)
         placed = jax.tree.map(lambda x: x.sharding, self.state_shape)
-        options = {'in_shardings': (placed, None, None), 'out_shardings': self._everywhere}
+        options = {
+            'in_shardings': (placed, None, None),
+            'out_shardings': self._everywhere,
+            'compiler_options': compiler_options(self.mesh),
+        }
         self._mapping = jax.jit(self._whole(self.latents.mapping), **options)
         self._synthesis = jax.jit(self._whole(self.latents.synthesis), **options)
         if self.options.task == 'project':

@@ -23,7 +23,8 @@ class Latents(NamedTuple):
       dim: length of z, which is standard normal.
       mapping: (state, z [n, dim], condition) -> ws [n, layers, d], what tells each layer its style;
         z itself, as one layer, where there are no styles.
-      synthesis: (state, ws, condition) -> images [n, h, w, c] in [-1, 1], deterministic.
+      synthesis: (state, ws, condition, keys=None) -> images [n, h, w, c] in [-1, 1]; keys [n] are
+        of noise inside, which without them never changes.
       styled: whether there are styles.
       truncation: the knob that trades variety for quality; '' where there is none.
     """

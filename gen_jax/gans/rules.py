@@ -129,6 +129,10 @@ def _check_fit(config) -> None:
     bounded = rules.penalty or rules.clip_weights or spectral
     expected = 'gan.penalty, gan.clip_weights or model.d_spectral with it, to bound its gradient'
     require(not critic or bounded, 'gan.objective', rules.objective, expected)
-    normed = model.get('d_batch_norm', False) and rules.penalty == 'wgan_gp'
-    expected = "'' or another where model.d_batch_norm=True ties the images of a batch together"
+    # Of deep_conv's discriminator it takes the place of spectral normalisation.
+    normed = model.get('d_batch_norm', config.network == 'deep_conv' and not model.d_spectral)
+    normed = normed and rules.penalty == 'wgan_gp'
+    expected = (
+        "'' or another where the discriminator's batch norm ties the images of a batch together"
+    )
     require(not normed, 'gan.penalty', rules.penalty, expected)

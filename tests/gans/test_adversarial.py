@@ -50,7 +50,16 @@ STYLEGAN2 = {
     'gan.style_mixing': 0.0,
     'gan.path_length': 0.0,
 }
-SMALL = {'mlp': MLP, 'dcgan': DCGAN, 'stylegan2': STYLEGAN2}
+GROWING = {
+    'data.image_size': 8,
+    'model.latent_dim': 4,
+    'model.channel_base': 32,
+    'model.channel_max': 4,
+    'batch_size': 4,
+    'gan.grow_steps': 2,
+}
+SMALL = {'mlp': MLP, 'dcgan': DCGAN, 'stylegan2': STYLEGAN2, 'progressive': GROWING}
+SMALL['deep_conv'] = {'data.image_size': 32, 'batch_size': 4}
 NOISE = jnp.float32(0)
 
 
@@ -453,17 +462,7 @@ def is_adam(x):
 
 @pytest.mark.slow
 def test_a_step_is_compiled_for_each_size_and_samples_are_of_full_size():
-    config = house.default('gans.adversarial', network='progressive')
-    config.update_from_flattened_dict(
-        {
-            'data.image_size': 8,
-            'model.latent_dim': 4,
-            'model.channel_base': 32,
-            'model.channel_max': 4,
-            'batch_size': 4,
-            'gan.grow_steps': 2,
-        }
-    )
+    config = small('progressive')
     method, state = started(config)
     assert [method.stage(step) for step in (0, 1, 2, 3, 4, 99)] == [4, 4, 8, 8, 8, 8]
     before = state
@@ -520,6 +519,26 @@ def test_knobs_are_per_sample_and_traced(network, usual, changes):
         np.testing.assert_allclose(got[1], want[1], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ('network', 'knobs'),
+    [('mlp', {'temperature': 0.5, 'truncation': 0.1}), ('stylegan2', {'psi': 0.3})],
+)
+def test_decoding_takes_latents_as_they_are(network, knobs):
+    """Whatever samples are asked for: path lengths are of the whole prior."""
+    config = small(network)
+    method, state = started(config)
+    if network == 'stylegan2':
+        w_avg = jax.tree.map(lambda x: x + 1, state.generator.extra['w_avg'])
+        extra = state.generator.extra | {'w_avg': w_avg}
+        state = state.replace(generator=state.generator.replace(extra=extra))
+    z = 2 * jax.random.normal(jax.random.key(1), (2, config.model.latent_dim))
+    whole = jax.jit(method.decode)(state, z, {})
+    config.sample.knobs.update(knobs)
+    again = jax.jit(house.create(config).decode)(state, z, {})
+    np.testing.assert_array_equal(again, whole)
+    assert jnp.ptp(whole) > 0
+
+
 def test_truncated_noise_is_the_truncated_normal():
     z = jax.random.normal(jax.random.key(0), (20_000,))
     limits = jnp.float32([0.5, 2.0])[:, None]
@@ -570,6 +589,9 @@ def test_batch_norm_forbids_a_penalty_of_single_images():
     with pytest.raises(UserError, match='ties the images of a batch'):
         house.create(small('dcgan', **changes))
     house.create(small('dcgan', **changes, model__d_batch_norm=False))
+    with pytest.raises(UserError, match='ties the images of a batch'):
+        house.create(small('deep_conv', **changes))
+    house.create(small('deep_conv', **changes, model__d_spectral=True))
 
 
 def test_a_wrong_image_is_told():
@@ -658,17 +680,7 @@ KINDS = {
             'ema_rampup': 0.05,
         },
     ),
-    'a size that fades in': (
-        'progressive',
-        {
-            'data.image_size': 8,
-            'model.latent_dim': 4,
-            'model.channel_base': 32,
-            'model.channel_max': 4,
-            'batch_size': 4,
-            'gan.grow_steps': 2,
-        },
-    ),
+    'a size that fades in': ('progressive', {}),
 }
 
 

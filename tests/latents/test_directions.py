@@ -20,6 +20,16 @@ def test_the_boundary_is_the_plane_that_made_the_labels():
     assert found.n == 600
 
 
+def test_a_rare_attribute_counts_as_much_as_its_absence():
+    """One in 20, which overlaps with the rest: to call all of them the rest is right for 95%."""
+    generator = np.random.default_rng(2)
+    has = generator.random(4000) < 0.05
+    w = normal(4000, 3) + 2.0 * has[:, None] * np.float32([1, 0, 0])
+    found = boundary(w, has)
+    assert found.direction[0] > 0.95
+    assert 0.78 < found.accuracy < 0.9  # best: Phi(1) = 0.84 of each kind
+
+
 def test_labels_that_w_does_not_decide_are_parted_by_chance():
     found = boundary(normal(2000, 4), np.random.default_rng(1).random(2000) < 0.3)
     assert abs(found.accuracy - 0.5) < 0.06
