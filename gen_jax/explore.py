@@ -76,13 +76,15 @@ class Explorer(Program):
         check(config, method)
         super().__init__(config, method)
         placed = jax.tree.map(lambda x: x.sharding, self.state_shape)
-        options = {
+        shardings = {
             'in_shardings': (placed, None, None),
             'out_shardings': self._everywhere,
-            'compiler_options': compiler_options(self.mesh),
         }
+        options = shardings | {'compiler_options': compiler_options(self.mesh)}
         self._mapping = jax.jit(self._whole(self.latents.mapping), **options)
         self._synthesis = jax.jit(self._whole(self.latents.synthesis), **options)
+        # A program with compiler options has no gradient.
+        self._differentiable = jax.jit(self._whole(self.latents.synthesis), **shardings)
         if self.options.task == 'project':
             seen_by = config.eval.perceptual
             check_side(
@@ -117,7 +119,7 @@ class Explorer(Program):
     def synthesis(self, state, told: np.ndarray) -> Callable:
         """From ws [n, layers, d] to float images, told the labels of `told`; differentiable."""
         condition = self._put(self.condition(told))
-        return lambda ws: self._synthesis(state, ws, condition)
+        return lambda ws: self._differentiable(state, ws, condition)
 
     def rows(self, state, ws: np.ndarray) -> np.ndarray:
         """Images uint8 [rows, columns, h, w, c] of ws [rows, columns, layers, d]."""

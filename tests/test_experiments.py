@@ -53,8 +53,9 @@ def test_a_start_is_measured_cold_and_warm():
     out = study('start.py', DIGITS)
     found = [float(x) for x in re.findall(r'(?:cold|warm) ([\d.]+) s', out)]
     (cold, warm), (cold_done, warm_done) = found[:2], found[2:]
-    assert 0 < warm < cold < cold_done
-    assert warm < warm_done < cold_done
+    # As printed, with one digit after the point.
+    assert 0 < warm < cold <= cold_done
+    assert warm <= warm_done < cold_done
 
 
 @pytest.mark.slow
