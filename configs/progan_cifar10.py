@@ -17,6 +17,19 @@ Variants:
 
 from gen_jax.config import TINY, default, vary
 
+# Networks that grow, of a few thousand parameters.
+TINY_NETS = TINY | {
+    'steps': 6,
+    'data.source': 'shapes',
+    'data.image_size': 16,
+    'model.latent_dim': 8,
+    'model.channel_base': 64,
+    'model.channel_max': 8,
+    'model.mbstd_group': 4,
+    'gan.grow_steps': 1,
+    'eval.metrics': ('diversity',),
+}
+
 
 def get_config(variant: str = ''):
     """The config, or its variant `tiny`."""
@@ -46,15 +59,4 @@ def get_config(variant: str = ''):
     config.ema_decay = 0.999
     config.eval.metrics = ('fid', 'is')
 
-    tiny = TINY | {
-        'steps': 6,
-        'data.source': 'shapes',
-        'data.image_size': 16,
-        'model.latent_dim': 8,
-        'model.channel_base': 64,
-        'model.channel_max': 8,
-        'model.mbstd_group': 4,
-        'gan.grow_steps': 1,
-        'eval.metrics': ('diversity',),
-    }
-    return vary(config, variant, tiny=tiny)
+    return vary(config, variant, tiny=TINY_NETS)

@@ -51,7 +51,7 @@ def get_config(variant: str = ''):
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.99
-    config.ema_decay = 0.99778437  # a half-life of 10,000 images
+    config.ema_decay = 0.99778439  # a half-life of 10,000 images
     config.ema_rampup = 0.05
     config.eval.metrics = ('fid', 'kid', 'prdc')
 

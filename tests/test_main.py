@@ -157,10 +157,12 @@ PAPERS = (
     'edm_imagenet64',
     'improved_ddpm_cifar10',
     'ncsnv2_cifar10',
+    'progan_celebahq1024',
     'rectified_flow_cifar10',
     'score_sde_cifar10',
     'sngan_imagenet128',
     'stylegan2_ffhq1024',
+    'stylegan_ffhq1024',
 )
 
 
@@ -286,7 +288,6 @@ def test_devices_and_processes_change_nothing(main, tmp_path):
 
     run('one')
     run('eight', *eight, devices=8)
-    run('mesh', *eight, '--config.mesh.fsdp=2', '--config.mesh.tensor=2', devices=8)
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
@@ -295,7 +296,7 @@ def test_devices_and_processes_change_nothing(main, tmp_path):
     for process in pair:
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
-    for name in ('eight', 'mesh', 'two'):
+    for name in ('eight', 'two'):  # other meshes: tests/runtime/test_layouts.py
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / 'one'), rtol=1e-4)
         assert np.abs(pictures(tmp_path / name) - pictures(tmp_path / 'one')).max() <= 1
 

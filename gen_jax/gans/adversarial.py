@@ -40,12 +40,11 @@ from gen_jax.gans.game import (
     generator_loss,
     styles,
 )
-from gen_jax.gans.growing import begins, forgotten, growth, shown
+from gen_jax.gans.growing import Growth, forgotten, growth_of, shown
 from gen_jax.gans.latents import latents
 from gen_jax.gans.objectives import OBJECTIVES
 from gen_jax.gans.penalties import path_lengths
 from gen_jax.gans.rules import check, knobs_for, rules_for
-from gen_jax.gans.style_layers import sizes_up_to
 from gen_jax.method import (
     Method,
     Net,
@@ -191,7 +190,7 @@ def create(config) -> Method:
     game = game_of(config)
     size, channels = config.data.image_size, config.data.channels
     classes, rules = game.generator.num_classes, config.gan
-    regular, grows = bool(rules.get('path_length', 0)), bool(rules.get('grow_steps', 0))
+    regular, growth = bool(rules.get('path_length', 0)), growth_of(rules, size)
 
     def init(key, batch):
         check_batch(batch, size, channels)
@@ -213,9 +212,8 @@ def create(config) -> Method:
         d_key, g_key = jax.random.split(key)
         label, noise = labels(batch, classes), instance_noise(rules, state.step)
         image, now = batch['image'], game
-        if grows:
-            alpha = growth(rules.grow_steps, size, state.step)[1]
-            new = begins(rules.grow_steps, size, state.step)
+        if growth:
+            alpha, new = growth.at(state.step)[1], growth.begins(state.step)
             state = state.replace(
                 generator=forgotten(state.generator, new),
                 discriminator=forgotten(state.discriminator, new),
@@ -250,7 +248,7 @@ def create(config) -> Method:
     latent_dim = None if classes else game.generator.latent_dim
 
     def stage(step):
-        return sizes_up_to(size)[int(growth(rules.grow_steps, size, np.int64(step))[0])]
+        return growth.sizes[int(growth.at(np.int64(step))[0])]
 
     return Method(
         init,
@@ -259,7 +257,7 @@ def create(config) -> Method:
         decode=decode,
         latent_dim=latent_dim,
         latents=found,
-        stage=stage if grows else None,
+        stage=stage if growth else None,
         advise=advise,
     )
 
@@ -293,6 +291,7 @@ def game_of(config) -> Game:
     """The players of a config that `check` has passed."""
     generator, discriminator = networks.build(config)
     rules = ml_collections.FrozenConfigDict(config.gan)  # hashable
+    growth = growth_of(rules, config.data.image_size)
     lazy_path = rules.path_length_every if rules.get('path_length', 0) else 1
     lazy_penalty = rules.penalty_every if rules.penalty else 1
     return Game(
@@ -300,13 +299,15 @@ def game_of(config) -> Game:
         discriminator,
         OBJECTIVES[rules.objective],
         rules,
-        lazy_optimizer(config.optimizer, 1.0, lazy_path),
-        lazy_optimizer(config.optimizer, rules.d_rate_ratio, lazy_penalty, rules.n_critic),
+        lazy_optimizer(config.optimizer, 1.0, lazy_path, growth=growth),
+        lazy_optimizer(config.optimizer, rules.d_rate_ratio, lazy_penalty, rules.n_critic, growth),
         config.accumulate,
     )
 
 
-def lazy_optimizer(options, ratio: float, k: int, rounds: int = 1) -> optax.GradientTransformation:
+def lazy_optimizer(
+    options, ratio: float, k: int, rounds: int = 1, growth: Growth | None = None
+) -> optax.GradientTransformation:
     """Adam for k steps and one of regularisation, as if it were k (Karras et al. 2020, appendix B).
 
     Args:
@@ -315,10 +316,13 @@ def lazy_optimizer(options, ratio: float, k: int, rounds: int = 1) -> optax.Grad
       k: 1: no step of regularisation apart.
       rounds: steps of Adam, beside those of regularisation, in one of training: the schedule,
         which `options` has in steps of training, is stretched by all of them.
+      growth: of the networks, whose sizes may have rates of their own.
     """
     options, c = options.copy_and_resolve_references(), k / (k + 1) if k > 1 else 1.0
+    moves = rounds + (1 / k if k > 1 else 0)
     options.learning_rate = ratio * c * options.learning_rate
     options.b1, options.b2 = options.b1**c, options.b2**c
     for field in ('warmup', 'decay_steps'):
-        options[field] = round(options[field] * (rounds + (1 / k if k > 1 else 0)))
-    return optimizer(options)
+        options[field] = round(options[field] * moves)
+    adam = optimizer(options)
+    return optax.chain(adam, growth.scheduled(moves)) if growth and growth.rates else adam

@@ -1,5 +1,7 @@
 """Growing (Karras et al. 2018, section 2): networks are trained on small images first."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,34 +13,63 @@ from gen_jax.method import Net
 from gen_jax.nn.resize import double, halve
 
 
-def growth(n: int, image_size: int, step) -> tuple:
-    """What a step trains: which of the sizes 4, 8, ..., and how far it is faded in.
+class Growth(NamedTuple):
+    """How networks grow: each size for some steps, then as many in which the next fades in.
 
-    Each size is trained for n steps, then the next fades in over n (Karras et al. 2018, figure 2).
+    Karras et al. 2018, figure 2.
 
-    Args:
-      n: `gan.grow_steps`.
-      image_size: the last of the sizes.
-      step: an array of NumPy or of JAX.
-
-    Returns:
-      (number from 0, alpha in [0, 1]), of the same kind.
+    Attributes:
+      steps: of each size, and of each way to the next.
+      first: the size that is trained first, pixels.
+      image_size: the last.
+      rates: learning rate of each size, over that of the optimiser; (): the same for all.
     """
-    xp = np if isinstance(step, np.generic) else jnp
-    last = len(sizes_up_to(image_size)) - 1
-    number = (step // n + 1) // 2
-    fading = (number <= last) & ((step // n) % 2 == 1)
-    return xp.minimum(number, last), xp.where(fading, (step % n) / n, 1.0)
+
+    steps: int
+    first: int
+    image_size: int
+    rates: tuple[float, ...] = ()
+
+    @property
+    def sizes(self) -> list[int]:
+        """From the first on, each twice the one before."""
+        return [size for size in sizes_up_to(self.image_size) if size >= self.first]
+
+    def at(self, step) -> tuple:
+        """What a step trains: which of the sizes, and how far it is faded in.
+
+        Args:
+          step: an array of NumPy or of JAX.
+
+        Returns:
+          (number from 0, alpha in [0, 1]), of the same kind.
+        """
+        xp = np if isinstance(step, np.generic) else jnp
+        last, phase = len(self.sizes) - 1, step // self.steps
+        number = (phase + 1) // 2
+        fading = (number <= last) & (phase % 2 == 1)
+        return xp.minimum(number, last), xp.where(fading, (step % self.steps) / self.steps, 1.0)
+
+    def begins(self, step: jax.Array) -> jax.Array:
+        """Whether a size begins to fade in at this step, or stands alone from it on.
+
+        There the authors' players forget the moments of Adam (their training loop's
+        `reset_opt_for_new_lod`).
+        """
+        phases = 2 * (len(self.sizes) - 1)
+        return (step > 0) & (step % self.steps == 0) & (step // self.steps <= phases)
+
+    def scheduled(self, moves: float) -> optax.GradientTransformation:
+        """Scales what an optimiser does by `rates`; it moves `moves` times in a training step."""
+        rates = jnp.asarray(self.rates, jnp.float32)
+        return optax.scale_by_schedule(lambda count: rates[self.at(jnp.int32(count / moves))[0]])
 
 
-def begins(n: int, image_size: int, step: jax.Array) -> jax.Array:
-    """Whether a size begins to fade in at this step, or stands alone from it on; args of `growth`.
-
-    There the authors' players forget the moments of Adam (their training loop's
-    `reset_opt_for_new_lod`).
-    """
-    phases = 2 * (len(sizes_up_to(image_size)) - 1)
-    return (step > 0) & (step % n == 0) & (step // n <= phases)
+def growth_of(rules, image_size: int) -> Growth | None:
+    """That of `config.gan`; None where all is trained at full size."""
+    if not rules.get('grow_steps', 0):
+        return None
+    return Growth(rules.grow_steps, rules.grow_from, image_size, tuple(rules.grow_rates))
 
 
 def forgotten(net: Net, when: jax.Array) -> Net:

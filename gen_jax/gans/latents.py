@@ -12,8 +12,7 @@ from jax.scipy.special import erf, erfinv
 
 from gen_jax.gans import networks
 from gen_jax.gans.game import Game
-from gen_jax.gans.growing import enlarged, growth
-from gen_jax.gans.style_layers import sizes_up_to
+from gen_jax.gans.growing import enlarged, growth_of
 from gen_jax.method import Latents, knob, labels
 
 
@@ -51,19 +50,19 @@ def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Arr
       label: int32 [n], or None.
       keys: [n], of noise inside of the generator; None: noise that never changes.
     """
-    variables, steps = state.generator.variables(ema=True), game.rules.get('grow_steps', 0)
-    image_size = config.data.image_size
+    variables, image_size = state.generator.variables(ema=True), config.data.image_size
+    growth = growth_of(game.rules, image_size)
 
     def at(size, alpha):
-        grown = {'size': size, 'alpha': alpha} if steps else {}
+        grown = {'size': size, 'alpha': alpha} if growth else {}
         if config.network in networks.STYLED:
             return game.generator.apply(variables, ws, keys, method='synthesis', **grown)
         return game.generator.apply(variables, ws[:, 0], label, train=False, keys=keys, **grown)
 
-    if not steps:
+    if not growth:
         return jnp.clip(at(image_size, 1.0), -1.0, 1.0)
-    number, alpha = growth(steps, image_size, state.step)
-    sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in sizes_up_to(image_size)]
+    number, alpha = growth.at(state.step)
+    sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in growth.sizes]
     return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
 
 

@@ -5,6 +5,7 @@ from gen_jax.gans import networks
 from gen_jax.gans.augment import AUGMENTATIONS
 from gen_jax.gans.objectives import OBJECTIVES
 from gen_jax.gans.penalties import PENALTIES
+from gen_jax.gans.style_layers import sizes_up_to
 
 # Of z, as samples are drawn.
 SPREAD = {
@@ -19,9 +20,11 @@ STYLE = {
 }
 # Of networks that can grow (Karras et al. 2018).
 GROWTH = {
-    # Training steps of each size, from 4x4 pixels on, and as many until the next has faded in;
-    # 0: all at full size
+    # Training steps of each size, and as many until the next has faded in; 0: all at full size
     'grow_steps': 0,
+    'grow_from': 4,  # pixels, of the size that is trained first
+    # Learning rate of each size from there on, over the optimizer's; (): the same for all
+    'grow_rates': (),
 }
 STYLE_KNOBS = {
     'psi': 1.0,  # truncation in w; 1: none, 0: the mean
@@ -106,12 +109,26 @@ def check(config) -> None:
         require(0 <= rules[field] <= 1, f'gan.{field}', rules[field], '0 to 1')
     for field in ('d_rate_ratio', 'penalty_target'):
         require(rules[field] > 0, f'gan.{field}', rules[field], 'a positive number')
+    if 'grow_steps' in rules:
+        _check_growth(rules, config.data.image_size)
     _check_fit(config)
     for field, value in config.sample.knobs.items():
         require(value >= 0, f'sample.knobs.{field}', value, '0 or more')
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     for field in ('ema_rampup', 'ema_start'):
         require(config[field] >= 0, field, config[field], '0 or more')
+
+
+def _check_growth(rules, image_size: int) -> None:
+    sizes = sizes_up_to(image_size)
+    require(rules.grow_from in sizes, 'gan.grow_from', rules.grow_from, f'one of {sizes}')
+    rates, n = rules.grow_rates, len([size for size in sizes if size >= rules.grow_from])
+    expected = f'() or {n} positive numbers, one for each size from gan.grow_from={rules.grow_from}'
+    fits = not rates or (len(rates) == n and all(rate > 0 for rate in rates))
+    require(fits, 'gan.grow_rates', rates, expected)
+    still = rules.grow_steps or (rules.grow_from == 4 and not rates)
+    expected = 'more than 0 with gan.grow_from or gan.grow_rates, which are of networks that grow'
+    require(still, 'gan.grow_steps', rules.grow_steps, expected)
 
 
 def _check_fit(config) -> None:

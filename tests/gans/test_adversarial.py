@@ -3,15 +3,14 @@
 On networks of two dense layers, which compile quickly; running statistics on DCGAN's.
 """
 
-import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 import pytest
+from games import NOISE, SMALL, batch_of, close, differ, judge_of, small, started, stepped
 from scipy.stats import truncnorm
 
 from gen_jax import config as house
@@ -25,86 +24,8 @@ from gen_jax.gans.adversarial import (
     instance_noise,
 )
 from gen_jax.gans.game import Judge, generate, play, styles, unrolled
-from gen_jax.gans.growing import begins, forgotten, growth, shown
 from gen_jax.gans.latents import within
-from gen_jax.method import Net, optimizer, steps_taken
-
-MLP = {
-    'data.image_size': 4,
-    'model.latent_dim': 3,
-    'model.g_widths': (6,),
-    'model.d_widths': (5,),
-    'model.pieces': 1,
-    'model.dropout': 0.0,
-    'batch_size': 8,
-}
-DCGAN = {'data.image_size': 16, 'model.width': 4, 'model.latent_dim': 6, 'batch_size': 4}
-STYLEGAN2 = {
-    'data.image_size': 8,
-    'model.latent_dim': 4,
-    'model.w_dim': 4,
-    'model.channel_base': 32,
-    'model.channel_max': 4,
-    'model.mapping_layers': 1,
-    'batch_size': 4,
-    'gan.style_mixing': 0.0,
-    'gan.path_length': 0.0,
-}
-GROWING = {
-    'data.image_size': 8,
-    'model.latent_dim': 4,
-    'model.channel_base': 32,
-    'model.channel_max': 4,
-    'batch_size': 4,
-    'gan.grow_steps': 2,
-}
-SMALL = {'mlp': MLP, 'dcgan': DCGAN, 'stylegan2': STYLEGAN2, 'progressive': GROWING}
-SMALL['deep_conv'] = {'data.image_size': 32, 'batch_size': 4}
-NOISE = jnp.float32(0)
-
-
-def small(network='mlp', **changes):
-    config = house.default('gans.adversarial', network=network)
-    changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    config.update_from_flattened_dict(SMALL[network] | changes)
-    return config
-
-
-def batch_of(config, n=None):
-    data, n = config.data, n or config.batch_size
-    shape = (n, data.image_size, data.image_size, data.channels)
-    image = np.random.default_rng(5).uniform(-1, 1, shape).astype(np.float32)
-    return {'image': jnp.asarray(image), 'label': jnp.arange(n, dtype=jnp.int32) % 3}
-
-
-def started(config):
-    """(method, fresh state)."""
-    method = house.create(config)
-    return method, jax.jit(method.init)(jax.random.key(0), batch_of(config))
-
-
-def stepped(**changes):
-    """(state before, state after, metrics) of one training step."""
-    config = small(**changes)
-    method, state = started(config)
-    return state, *jax.jit(method.train_step)(jax.random.key(1), state, batch_of(config))
-
-
-def judge_of(config, key=None, noise=NOISE):
-    """A round of the whole batch."""
-    game, batch = game_of(config), batch_of(config)
-    asked = game.draw(jax.random.key(1) if key is None else key, batch['image'], batch['label'])
-    return Judge(game, asked, noise)
-
-
-def differ(a, b):
-    """Which leaves differ anywhere."""
-    return jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b))
-
-
-def close(a, b, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
-
+from gen_jax.method import steps_taken
 
 # --- the alternation -----------------------------------------------------------------------------
 
@@ -418,67 +339,6 @@ def test_path_lengths_are_taken_at_every_kth_step():
         found.append(float(state.path_length))
     assert 0 == found[0] < found[1] == found[2] < found[3]
     assert state.generator.extra['w_avg']['w_avg'].any()
-
-
-# --- growing -------------------------------------------------------------------------------------
-
-
-def test_sizes_grow_and_fade_in():
-    """n steps of 4x4, then n in which 8x8 fades in, n of it, and so on."""
-    n, size = 10, 16
-    want = {0: (0, 1), 9: (0, 1), 10: (1, 0), 15: (1, 0.5), 20: (1, 1), 29: (1, 1), 30: (2, 0)}
-    want |= {37: (2, 0.7), 40: (2, 1), 50: (2, 1), 55: (2, 1), 1000: (2, 1)}
-    for step, expected in want.items():
-        np.testing.assert_allclose(growth(n, size, np.int64(step)), expected, atol=1e-7)
-        traced = jax.jit(functools.partial(growth, n, size))(jnp.int32(step))
-        np.testing.assert_allclose(traced, expected, atol=1e-6)
-
-
-def test_real_images_are_shown_as_they_fade_in():
-    x = jnp.arange(64.0).reshape(1, 8, 8, 1)
-    halves = x.reshape(1, 4, 2, 4, 2, 1).mean((2, 4))
-    np.testing.assert_allclose(shown(x, 4, jnp.float32(1)), halves)
-    np.testing.assert_allclose(shown(x, 8, jnp.float32(1)), x)
-    blurred = halves.repeat(2, 1).repeat(2, 2)
-    np.testing.assert_allclose(shown(x, 8, jnp.float32(0.25)), 0.75 * blurred + 0.25 * x)
-
-
-def test_adam_forgets_where_a_size_begins_and_where_it_stands_alone():
-    found = [step for step in range(60) if begins(5, 16, jnp.int32(step))]
-    assert found == [5, 10, 15, 20]  # 8x8 begins, is all there; 16x16
-    tx = optimizer(house.default('gans.adversarial').optimizer)
-    params = {'w': jnp.ones(2)}
-    _, moved = tx.update({'w': jnp.ones(2)}, tx.init(params), params)
-    net = Net(params, None, moved, {})
-    kept, lost = (forgotten(net, jnp.bool_(x)) for x in (False, True))
-    close(kept, net)
-    adam = next(x for x in jax.tree.leaves(lost.opt_state, is_leaf=is_adam) if is_adam(x))
-    assert not any(x.any() for x in jax.tree.leaves(adam))
-
-
-def is_adam(x):
-    return isinstance(x, optax.ScaleByAdamState)
-
-
-@pytest.mark.slow
-def test_a_step_is_compiled_for_each_size_and_samples_are_of_full_size():
-    config = small('progressive')
-    method, state = started(config)
-    assert [method.stage(step) for step in (0, 1, 2, 3, 4, 99)] == [4, 4, 8, 8, 8, 8]
-    before = state
-    for i, stage in enumerate((4, 4, 8)):
-        state, _ = jax.jit(method.train_step, static_argnames='stage')(
-            jax.random.key(i), state, batch_of(config), stage=stage
-        )
-        moved = differ(
-            state.generator.params['block_8_to_rgb'], before.generator.params['block_8_to_rgb']
-        )
-        # At its first step a new size has no weight yet.
-        assert not any(moved)
-        image = method.sample_step(jax.random.split(jax.random.key(0), 2), state, {})
-        assert image.shape == (2, 8, 8, 1)
-        if i == 0:  # in squares of 2x2 pixels
-            np.testing.assert_array_equal(image[:, ::2, ::2], image[:, 1::2, 1::2])
 
 
 # --- the contract --------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{DCGAN,LSGAN,SNGAN,
 SAGAN,WGAN-GP,WGAN-WC,BigGAN,StyleGAN2}.yaml with the defaults of config.py
-(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), scripts/{launch_cifar_ema,
+(github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), config.py of
+github.com/tkarras/progressive_growing_of_gans, train.py of github.com/NVlabs/stylegan,
+scripts/{launch_cifar_ema,
 launch_BigGAN_bs256x8,launch_BigGAN_deep}.sh of github.com/ajbrock/BigGAN-PyTorch at 9845943.
 """
 
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import pytest
 
 from gen_jax.config import create
+from gen_jax.gans.growing import growth_of
 
 ROOT = Path(__file__).parents[2]
 # Parameters of both networks; images that the discriminator sees in a step and in all, millions.
@@ -33,6 +36,8 @@ ROWS = {
     ('stylegan2_cifar10', ''): (20_215_315, 23_089_664, 64, 12.8),
     ('stylegan2_cifar10', 'unconditional'): (19_947_539, 20_720_641, 64, 12.8),
     ('stylegan2_ffhq1024', ''): (30_370_060, 29_012_513, 32, 25.0),
+    ('stylegan_ffhq1024', ''): (26_219_627, 23_087_249, 32, 25.0),
+    ('progan_celebahq1024', ''): (23_079_115, 23_087_249, 16, 19.0),
     ('biggan_imagenet128', ''): (70_433_988, 87_982_370, 2048, 307.2),
     ('biggan_imagenet128', 'deep'): (50_244_484, 34_590_210, 2048, 307.2),
     ('sngan_imagenet128', ''): (41_996_931, 39_443_137, 256, 256.0),
@@ -76,3 +81,19 @@ def test_progressive_growing_is_the_authors():
     method = create(config)
     sizes = [method.stage(step) for step in (0, 24_999, 25_000, 75_000, 125_000, 10**6)]
     assert sizes == [4, 4, 8, 16, 32, 32]
+    # Section 6.3: 800 kimg of each, and a warm-up of 40.
+    config = load('progan_celebahq1024', '')
+    assert config.gan.grow_steps * config.batch_size == 800_000
+    assert config.optimizer.warmup * config.batch_size == 40_000
+
+
+def test_stylegan_grows_and_learns_at_the_authors_rates():
+    """train.py for 8 GPUs: 600 kimg of each size from 8x8 on; G_lrate_dict, else 0.001."""
+    config = load('stylegan_ffhq1024', '')
+    assert config.gan.grow_steps * config.batch_size == 600_000
+    assert config.ema_decay == pytest.approx(0.5 ** (32 / 10_000), abs=1e-8)
+    growth = growth_of(config.gan, 1024)
+    rates = [rate * config.optimizer.learning_rate for rate in growth.rates]
+    theirs = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
+    assert rates == pytest.approx([theirs.get(size, 0.001) for size in growth.sizes])
+    assert growth.sizes[0] == 8

@@ -49,7 +49,7 @@ def test_through_a_classifier(sets):
 
 @pytest.mark.slow
 def test_through_inception(sets, inception_weights):
-    flags = f'--weights={inception_weights}', '--n=60'
+    flags = f'--weights={inception_weights}', '--n=24', '--dims=768'
     value = fid(sets, 50, 1, *flags)
     assert value > 0.1
     assert fid(sets, 7, 8, *flags) == pytest.approx(value, rel=1e-6)
