@@ -342,6 +342,7 @@ class Timed:
         return calls * self._seconds
 
 
+@pytest.mark.slow
 def test_sampling_that_takes_for_ever_is_left_out():
     program = made(load('ddpm_cifar10'), **{'batch_size': 1, 'sample.batch_size': 1})
     (short, long) = ({'network_call': Timed(seconds)} for seconds in (0.5, 1.2))

@@ -122,6 +122,7 @@ def test_eta_0_draws_only_where_it_begins(run):
     assert (noisy['results'] != calm['results']).any()
 
 
+@pytest.mark.slow
 def test_interpolation_leads_from_each_image_to_the_next(run):
     changes = {'edit.task': 'interpolate', 'edit.results': 3, 'sample.knobs.steps': 200}
     made, page = run(**changes)

@@ -181,6 +181,7 @@ def test_a_model_is_guided_by_an_earlier_checkpoint_of_itself(tmp_path, method):
     assert (images != program.sample(plain, np.arange(4))).any()
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_field_is_read_with_its_default(runs, tmp_path):
     folder = shutil.copytree(runs / 'labelled', tmp_path / 'old')
     flat = json.loads((folder / 'config.json').read_text())
@@ -225,6 +226,7 @@ def test_what_does_not_fit_is_one_line(runs, tmp_path, named, changes, says):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('step', 'says'),
     [

@@ -162,6 +162,7 @@ def test_saved_statistics_serve_as_the_reference(trained, tmp_path):
         evaluate.run(small(**changes), trained)
 
 
+@pytest.mark.slow
 def test_training_evaluates_and_keeps_the_best(tmp_path):
     config = in_training(**{'eval.best': 'lowest fid_digits'})
     train.run(config, tmp_path)

@@ -40,6 +40,7 @@ def refusal(done) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_help_is_readable_and_short(main):
     done = main('--help')
     assert done.returncode == 0

@@ -115,6 +115,7 @@ def test_training_sees_the_mixture(monkeypatch):
         assert found['high_quality'][0] == pytest.approx(1 - math.exp(-4.5), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SETTINGS)
 def test_every_setting_takes_a_step(name):
     told = config(name)

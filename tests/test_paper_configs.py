@@ -98,6 +98,7 @@ def count(network, size, classes):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(held))
 
 
+@pytest.mark.slow
 @EVERY
 def test_parameters(file, variant):
     config = load(file, variant)

@@ -328,6 +328,7 @@ def container() -> dict:
     return pods()['template']['spec']['containers'][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('launch', sorted(path.name for path in LAUNCH.iterdir()))
 def test_main_accepts_the_flags_of_a_launch_file(main, tmp_path, no_cluster, launch):
     flags = flags_of(tmp_path, launch)

@@ -43,6 +43,7 @@ def fingerprint(capsys):
     return capsys.readouterr().out.split('fingerprint ')[1].split()[0]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     train.run(small(), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
@@ -58,6 +59,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert len(fingerprint(capsys)) == 64
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(tmp_path, capsys):
     train.run(small(), tmp_path / 'whole')
     whole = fingerprint(capsys)

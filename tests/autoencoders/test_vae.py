@@ -147,6 +147,7 @@ def test_training_reaches_every_parameter_and_improves(likelihood):
     assert ('log_sigma' in state.net.params) == (likelihood == 'gaussian')
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_how_many_there_are():
     method, state = start()
     keys, sample = jax.random.split(jax.random.key(2), 5), jax.jit(method.sample_step)
@@ -183,6 +184,7 @@ def test_evaluation_is_per_example(binarize):
         np.testing.assert_allclose(alone[name][0], terms[name][2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_encode_and_decode():
     method, state = start(**{'vae.likelihood': 'gaussian', 'data.channels': 1})
     z = jax.jit(method.encode)(state, batch_of(4))

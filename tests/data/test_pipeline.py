@@ -147,6 +147,7 @@ pickle.dump([next(iterator) for _ in range(5)], sys.stdout.buffer)
 """
 
 
+@pytest.mark.slow
 def test_resuming_in_another_process_is_exact():
     # A source that another process can import.
     from gen_jax.data.shapes import Shapes

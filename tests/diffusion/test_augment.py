@@ -67,6 +67,7 @@ def test_labels():
     assert len(want) == augment.LABELS
 
 
+@pytest.mark.slow
 def test_images_do_not_mix():
     done = augment.draw(jax.random.key(1), 3, 1.0)
     image = jax.random.normal(jax.random.key(2), (3, 6, 4, 2))

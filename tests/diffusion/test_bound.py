@@ -62,6 +62,7 @@ def test_decoder_is_a_distribution_over_levels(mean, sigma):
     )
 
 
+@pytest.mark.slow
 def test_decoder_stays_finite_and_keeps_gradients_far_away():
     x = jnp.float32([-1, -0.5, 0, 0.5, 1])
     for mean in (-1.0, 1.0):
@@ -110,6 +111,7 @@ def test_exact_denoiser_of_gaussian_data(variance, gap):
     np.testing.assert_allclose(got['simple_loss'].mean(), want, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_ignorant_predictor():
     """x_0_hat = 0 and the pixels 0: every term is known."""
     x_0 = levels(np.zeros((2, 4, 4, 1)))  # the level nearest to 0 is 1/255
@@ -135,6 +137,7 @@ def test_ignorant_predictor():
     np.testing.assert_allclose(sum(parts), got['vlb_bits_per_dim'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_the_fixed_one_at_the_ends():
     rng = np.random.default_rng(0)
     x_0, x_0_hat = (levels(rng.uniform(-1, 1, (5, 2, 2, 1))) for _ in range(2))
@@ -146,6 +149,7 @@ def test_a_learned_variance_is_the_fixed_one_at_the_ends():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variance', ['fixed_large', 'learned_range'])
 def test_terms_have_gradients_wherever_the_estimate_is(variance):
     """Of x_T the cosine schedule leaves 1e-5 of the image: what is said there is far off."""

@@ -97,6 +97,7 @@ def randomised(method):
     return shapes.replace(net=shapes.net.replace(params=params, ema=params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_training_lowers_the_loss_and_samples_are_images(kind):
     wide = {'model.channels': 64, 'optimizer.learning_rate': 1e-2}
@@ -161,6 +162,7 @@ def test_a_flow_is_trained_on_the_straight_path():
     np.testing.assert_allclose(method.denoise(state, x_t, t, {}), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guidance_moves_the_estimate_from_null_to_label_and_beyond():
     method = continuous.create(config(data__num_classes=3, diffusion__label_dropout=0.3))
     state, x = randomised(method), batch()['image']
@@ -344,6 +346,7 @@ def test_fields_of_some_kinds_change_something(field, values, rest):
     assert one != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'changes',
     [
@@ -361,6 +364,7 @@ def test_samplers_of_the_registry_draw_by_label(changes):
     assert np.abs(one[1] - other[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [x for x in networks.NETWORKS if x != 'refinenet'])  # has none
 @pytest.mark.parametrize('method', ['continuous', 'gaussian'])
 def test_every_network_is_told_the_label_and_the_null_class(method, name):

@@ -43,6 +43,7 @@ def config(**changes):
     return whole
 
 
+@pytest.mark.slow
 def test_initial_values():
     net, x, label = small(width=128, num_classes=1000, depth=1), image(), jnp.zeros(2, jnp.int32)
     params = jax.jit(net.init)(jax.random.key(0), x, jnp.zeros(2), label)['params']
@@ -61,6 +62,7 @@ def test_initial_values():
         assert not any(x.any() for x in jax.tree.leaves(zero))
 
 
+@pytest.mark.slow
 def test_begins_as_zero():
     net, x = small(), image()
     assert not jax.jit(net.init_with_output)(jax.random.key(0), x, jnp.zeros(2))[0].any()
@@ -159,6 +161,7 @@ def test_every_parameter_has_a_gradient():
         assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_roughly_the_same_in_float32_out():
     x, t = image(), jnp.float32([3, 700])
     params = variables(small(), x)

@@ -59,6 +59,7 @@ def keys(n):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(5), i))(jnp.arange(n))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     method = gaussian.create(config())
     state = jax.jit(method.init)(jax.random.key(0), batch())
@@ -84,6 +85,7 @@ def test_state_matches_its_shapes():
     assert jax.tree.structure(again) == jax.tree.structure(shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('make', 'name'),
     [
@@ -107,6 +109,7 @@ def test_samples(make, name):
     assert len(np.unique(five.reshape(5, -1), axis=0)) == 5
 
 
+@pytest.mark.slow
 def test_knobs_that_are_not_asked_for_are_the_configs():
     method = gaussian.create(guided())
     state, label = randomised(method), {'label': jnp.arange(3, dtype=jnp.int32)}
@@ -151,6 +154,7 @@ def test_one_program_serves_all_knobs_labels_and_seeds():
     assert once == compilations.n == 1
 
 
+@pytest.mark.slow
 def test_the_seed_is_an_argument_of_the_sampling_program():
     programs, images = [], []
     for seed in (0, 1):
@@ -172,6 +176,7 @@ def test_network_calls_are_the_times_visited():
     assert calls(20, 'quadratic') == len({int(16 * (i / 19) ** 2 + 1e-9) for i in range(20)}) < 20
 
 
+@pytest.mark.slow
 def test_guidance_mixes_the_two_predictions():
     method = gaussian.create(guided(sampler__clip=False))
     state, x_t = randomised(method), batch()['image']
@@ -212,6 +217,7 @@ def zeros(shapes):
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [config, guided])
 def test_evaluate_gives_one_number_per_example(make):
     method = gaussian.create(make())
@@ -243,6 +249,7 @@ FLIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('field', FLIPS)
 def test_every_sampling_field_changes_the_sample(field):
     def sample(config):

@@ -228,6 +228,7 @@ def levels(t):
     return jnp.asarray(ALPHA), jnp.asarray(SIGMA) + 0 * t
 
 
+@pytest.mark.slow
 def test_a_classified_denoiser_samples_the_guided_density(x_t):
     """As `classifier`, whose gradient it takes itself."""
 

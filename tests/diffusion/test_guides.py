@@ -221,6 +221,7 @@ def test_learned_variances_are_the_models_own():
     assert np.abs(moved - want).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_where_nothing_is_left_of_the_image_a_classifier_says_nothing():
     changes = {'diffusion__zero_snr': True, 'diffusion__prediction': 'v'}
     guide, plain = classifier(diffusion__zero_snr=True), create(small(**changes))
@@ -247,6 +248,7 @@ def test_edits_are_guided():
     assert np.abs(some - none).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_likelihood_is_the_models_own_and_training_is_refused():
     guide, plain = classifier(), create(small())
     guided = by(small(), guide)

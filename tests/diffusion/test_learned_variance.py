@@ -42,6 +42,7 @@ def perfect(process):
     return says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('T', [50, 400])
 def test_the_bound_is_the_likelihood(T, monkeypatch):
     def stratified(keys, t, shape):

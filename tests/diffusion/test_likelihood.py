@@ -134,6 +134,7 @@ def test_directions_have_no_preference():
             assert stats.kstest(v.ravel(), 'norm').pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_mixture():
     process, std = PROCESSES['flow'], 0.2
     means = np.float32([[-0.5, 0.3], [0.6, 0.1]])
@@ -157,6 +158,7 @@ def test_mixture():
     np.testing.assert_allclose(found, want, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_network_as_scipy_in_float64():
     """A network of two layers that says eps, whose Jacobian is written down."""
     process, rng = PROCESSES['vp_linear'], np.random.default_rng(2)
@@ -200,6 +202,7 @@ def test_dequantised_levels_stay_in_their_cells():
     np.testing.assert_array_equal(alone[0], x[1])
 
 
+@pytest.mark.slow
 def test_uniform_dequantisation_bounds_the_levels_bits():
     """Independent pixels from a Gaussian of 0.8 cells, so that the gap is there to be seen."""
     process, n, std = processes.edm(1e-4, 80.0), 300, 0.8 / 128
@@ -257,6 +260,7 @@ def test_examples_do_not_see_each_other():
         np.testing.assert_allclose(alone['bits_per_dim'][0], together['bits_per_dim'][i], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nfe_counts_calls_each_of_all_examples():
     process, shapes = PROCESSES['flow'], []
     v = likelihood.directions(keys(3), SHAPE, 'rademacher', 2)
@@ -282,6 +286,7 @@ def test_latent_is_where_the_flow_ends():
     np.testing.assert_allclose(x_T, analytic(process, image)[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_both_tolerances_bound_the_error():
     process, image = PROCESSES['edm'], images(2)
     v = likelihood.directions(keys(2), SHAPE, 'exact', 1)
@@ -306,6 +311,7 @@ def test_no_number_where_the_solver_gave_up(monkeypatch):
     assert np.isnan(found['bits_per_dim'])
 
 
+@pytest.mark.slow
 def test_untrained_network_is_a_gaussian():
     """With EDM's preconditioning a network that says 0 is the exact denoiser of N(0, 0.5^2)."""
     config = default('diffusion.continuous', network='dit')

@@ -63,6 +63,7 @@ def test_errors_follow_the_tolerance(name, solver):
     assert away[0] > 10 * away[1]
 
 
+@pytest.mark.slow
 def test_samples_take_steps_of_their_own_and_conditions_stay_with_theirs():
     tolerances = np.float32([1e-2, 1e-5, 1e-3])
     s = jnp.float32([0.2, 0.5, 1.0])

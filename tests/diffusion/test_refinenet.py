@@ -57,6 +57,7 @@ def test_instance_norm_plus():
     np.testing.assert_allclose(got, want, atol=2e-4)  # epsilon is 1e-5
 
 
+@pytest.mark.slow
 def test_a_constant_image_is_not_divided_by_zero():
     norm, x = InstanceNormPlus(), jnp.full((1, 2, 2, 3), 7.0)
     grad = jax.grad(lambda x: norm.apply(variables(norm, x), x).sum())(x)
@@ -86,6 +87,7 @@ def test_initial_values():
     assert not params['norm1']['beta'].any()
 
 
+@pytest.mark.slow
 def test_what_is_looked_at():
     """Every example by itself, and neither time, label nor mode."""
     net, x, t = small(), image(3), jnp.float32([1, 500, 9])
@@ -109,6 +111,7 @@ def test_every_parameter_has_a_gradient():
         assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_roughly_the_same_in_float32_out():
     net, x, t = small(multipliers=(1, 1, 1)), image(), jnp.zeros(2)
     params = variables(net, x, t)

@@ -93,6 +93,7 @@ def of_all(kind):
     return [(name, x) for name, one in solvers.SAMPLERS.items() for x in getattr(one, kind)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'knob'), of_all('knobs'))
 def test_every_knob_changes_what_is_drawn_by_the_same_program(name, knob):
     draw, _ = drawer(config(name))

@@ -68,6 +68,7 @@ def test_reaches_the_data(name, x):
     assert abs(x.std() - S) < 0.015, name
 
 
+@pytest.mark.slow
 def test_ddim_is_of_first_order():
     """Halving the steps of DDIM's ODE doubles its error, on the exact flow's answer."""
     T = 4096
@@ -90,6 +91,7 @@ def test_ddim_with_eta_1_and_all_times_is_ancestral():
     np.testing.assert_allclose(run_ddim(4, 1.0), run_ancestral(4), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_last_step_gives_the_denoiser_itself():
     for variance in samplers.VARIANCES:
         ends = PROCESS.at(np.array([0, T - 1]))

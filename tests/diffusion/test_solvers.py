@@ -170,6 +170,7 @@ def test_churn_is_algorithm_2(settings):
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_churn_in_another_process_is_that_of_edm():
     """A flow's x_t over alpha is EDM's, and the same noise enters at the same ratio."""
     flow, vary = processes.flow(t_min=0.002 / 1.002), processes.edm(0.002, 999.0)

@@ -30,12 +30,14 @@ def image(b=2, size=8, channels=1):
     return jnp.asarray(rng.standard_normal((b, size, size, channels), np.float32))
 
 
+@pytest.mark.slow
 def test_paper_net_has_the_papers_parameters():
     init = UNet().init
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 35_746_307
 
 
+@pytest.mark.slow
 def test_initial_values():
     net = small(channels=32, multipliers=(1,), attention=())
     params = jax.jit(net.init)(jax.random.key(0), image(), jnp.zeros(2))['params']

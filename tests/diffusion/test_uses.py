@@ -136,6 +136,7 @@ def test_inversion_begins_with_the_image_scaled():
 # Generating.
 
 
+@pytest.mark.slow
 def test_generating_from_x_T_is_ddim():
     path, eta = times(DISCRETE, jnp.int32([5, 9, 20])), jnp.float32([0.0, 0.4, 1.0])
     x_T = samplers.normal(keys(3), 0, SHAPE)
@@ -181,6 +182,7 @@ def varied(strength, eta, image, process_name='discrete', steps=T):
     return uses.generate(denoiser(process), path, keys(n), x_t, start, eta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('eta', [0.0, 1.0])
 @pytest.mark.parametrize('name', ['discrete', 'edm'])
 def test_strength_1_forgets_the_image(name, eta):
@@ -192,6 +194,7 @@ def test_strength_1_forgets_the_image(name, eta):
     np.testing.assert_allclose(np.cov(x.T), COV, atol=0.03)
 
 
+@pytest.mark.slow
 def test_strength_near_0_returns_the_image():
     image = images(16)
     for name, least_noise in (('discrete', 0.0224), ('edm', 0.001)):
@@ -199,6 +202,7 @@ def test_strength_near_0_returns_the_image():
         np.testing.assert_allclose(x, image, atol=4 * least_noise)
 
 
+@pytest.mark.slow
 def test_more_strength_leaves_less_of_the_image_in_one_program():
     n = 512
     image = jnp.tile(images(1), (n, 1, 1, 1)) + jnp.float32(0.5)
@@ -310,6 +314,7 @@ def algorithm_1(process, jump, repeats):
     return m, v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('jump', 'repeats'), [(1, 1), (2, 2), (1, 4)])
 def test_what_is_drawn_has_the_moments_of_algorithm_1(jump, repeats):
     x = inpainted('coarse', 40000, 4, jump, repeats)
@@ -359,6 +364,7 @@ def test_completions_of_other_numbers_go_together_and_depend_on_their_own_key(na
         np.testing.assert_allclose(together[j], alone[list(order).index(j)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_known_is_ancestral_sampling_and_all_known_the_image():
     image, run = images(3), completion('discrete', uses.masked)
     nothing = run(keys(3), image, jnp.zeros_like(MASK), 20, 4, 1, 1.0)
@@ -414,6 +420,7 @@ def test_gray_images_are_not_coloured():
 # The method's part.
 
 
+@pytest.mark.slow
 def test_edits_tell_each_task_what_it_needs():
     def denoise(state, x_t, t, condition):
         return denoiser(DISCRETE)(x_t, t) + state + condition['shift'][:, None, None, None]

@@ -30,6 +30,7 @@ from gen_jax.method import steps_taken
 # --- the alternation -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_step_changes_its_own_net_only():
     config = small()
     _, state = started(config)
@@ -107,6 +108,7 @@ def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay):
     assert after.discriminator.ema is None
 
 
+@pytest.mark.slow
 def test_the_average_begins_and_grows_as_told():
     config = small(ema_decay=0.9, ema_start=2, optimizer__learning_rate=0.1)
     method, state = started(config)
@@ -174,6 +176,7 @@ def test_every_field_changes_the_step(base, change):
     assert text(**base | change) != text(**base)
 
 
+@pytest.mark.slow
 def test_clipping_bounds_every_parameter_of_the_critic():
     _, after, _ = stepped(gan__objective='wasserstein', gan__clip_weights=0.01)
     largest = [jnp.abs(x).max() for x in jax.tree.leaves(after.discriminator.params)]
@@ -344,6 +347,7 @@ def test_path_lengths_are_taken_at_every_kth_step():
 # --- the contract --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_how_many_there_are():
     config = small('dcgan')
     method, state = started(config)
@@ -379,6 +383,7 @@ def test_knobs_are_per_sample_and_traced(network, usual, changes):
         np.testing.assert_allclose(got[1], want[1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('network', 'knobs'),
     [('mlp', {'temperature': 0.5, 'truncation': 0.1}), ('stylegan2', {'psi': 0.3})],

@@ -51,6 +51,7 @@ def load(file, variant):
     return module.get_config(variant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('file', 'variant'), ROWS, ids=lambda name: name or 'main')
 def test_networks_and_budget(file, variant):
     config = load(file, variant)

@@ -45,6 +45,7 @@ def test_paper_size_has_the_papers_parameters():
     assert count(state.discriminator) == 2_765_568
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('size', 'stages'), [(16, 2), (32, 3), (64, 4), (128, 5)])
 def test_sizes(size, stages):
     image, logit, g, d = shapes(size)

@@ -90,6 +90,7 @@ def test_fading():
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', MODULES)
 def test_samples_keep_apart_and_sizes_agree(module):
     g, d = small(module)
@@ -113,6 +114,7 @@ def test_samples_keep_apart_and_sizes_agree(module):
     assert sown['intermediates']['features'][0].shape == (4, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', MODULES)
 def test_bfloat16_comes_near(module):
     g, d = small(module)

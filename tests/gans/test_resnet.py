@@ -118,6 +118,7 @@ def both(y, found):
     return (y**2).mean() + (found['class_logits'][0] ** 2).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('net', 'head'),
     [

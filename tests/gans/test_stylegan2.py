@@ -42,6 +42,7 @@ def config(**changes):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('generator', 'discriminator', 'size', 'counts'),
     [
@@ -131,6 +132,7 @@ def test_noise():
     assert np.abs(fixed - silent[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_mean_of_w_and_truncation():
     net, z = small(), normal(1, 6, 5)
     of_net = variables(net, z)

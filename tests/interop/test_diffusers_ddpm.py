@@ -200,6 +200,7 @@ def test_gaussian_state_checks_the_network(folder, field, value, says):
         gaussian_state(wrong, str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('nested', [False, True])
 def test_gaussian_state_checks_the_schedule(folder, nested):
     place = folder / 'scheduler' if nested else folder
@@ -212,6 +213,7 @@ def test_gaussian_state_checks_the_schedule(folder, nested):
         gaussian_state(config(), str(folder))
 
 
+@pytest.mark.slow
 def test_gaussian_state_takes_other_schedules_where_the_config_has_them(folder):
     theirs = {
         'beta_schedule': 'squaredcos_cap_v2',

@@ -56,6 +56,7 @@ def distance(variables):
     return lambda x, y, net: jitted(variables[net], x, y, net=net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('net', ['alex', 'squeeze'])
 def test_definition(variables, distance, net):
     """Eq. 1 of Zhang et al. 2018, place by place, in float64."""
@@ -94,6 +95,7 @@ def test_grey_is_repeated(distance):
     np.testing.assert_allclose(distance(x, y, 'alex'), want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_where_features_vanish(variables):
     """Biases below 0 and no weights: every rectified feature is 0, and has no direction."""
     dead = jax.tree.map(lambda p: -np.ones_like(p) if p.ndim == 1 else 0 * p, variables['alex'])

@@ -72,12 +72,14 @@ def test_up_is_the_transpose_of_down():
     np.testing.assert_allclose(left, 4 * np.vdot(x, downsample(y, SMOOTH)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_linear_map_is_its_transpose():
     x, g = jnp.asarray(image(1, 4, 4, 2)), image(1, 8, 8, 2)
     grad = jax.grad(lambda x: jnp.vdot(upsample(x, SMOOTH), g))(x)
     np.testing.assert_allclose(grad, 4 * downsample(g, SMOOTH), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scale_of_taps_does_not_matter_and_dtype_stays():
     np.testing.assert_allclose(normalized((2, 6, 6, 2)), [0.125, 0.375, 0.375, 0.125])
     x = jnp.asarray(image(1, 4, 4, 1), jnp.bfloat16)

@@ -234,6 +234,7 @@ def test_other_weights_of_edm_are_refused():
     assert 'expected fir=True' in refused(from_edm, filters, net, 8)
 
 
+@pytest.mark.slow
 def test_prefixes_and_buffers_of_published_files():
     case, plain = score_sde('ncsnpp')
     tensors = {f'module.{k}': x for k, x in case.tensors.items()}

@@ -74,6 +74,7 @@ def assert_gradients_agree(got, arrays, read):
         assert difference < 1e-3 * max(scale, 1e-6 * largest), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', GENERATORS)
 def test_generator(case):
     arrays, told = recorded(case)
@@ -114,6 +115,7 @@ def test_gradient_of_path_length_penalty():
     assert_gradients_agree(got, arrays, lambda x: generator_from_reference(x | buffers, net))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', DISCRIMINATORS)
 def test_discriminator(case):
     arrays, _ = recorded(case)

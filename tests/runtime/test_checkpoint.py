@@ -53,22 +53,26 @@ def truncate(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_the_newest_comes_back_with_its_data(saved):
     step, back, data = restore(saved, shape(state()))
     assert (step, data) == (4, {'next': 40})
     assert fingerprint(back) == fingerprint(state(4.0))
 
 
+@pytest.mark.slow
 def test_only_the_newest_are_kept(saved):
     assert sorted(int(p.name) for p in saved.iterdir() if p.name.isdigit()) == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_step_can_be_asked_for_and_an_unknown_one_is_named(saved):
     assert restore(saved, shape(state()), 3)[0] == 3
     with pytest.raises(UserError, match=r'no checkpoint of step 1 .*\[2, 3, 4\]'):
         restore(saved, shape(state()), 1)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(saved, caplog):
     truncate(saved / '4')
     step, back, _ = restore(saved, shape(state()))
@@ -77,6 +81,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(saved, caplo
     assert str(saved / '4') in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lost', ['state', 'data', 'state/_METADATA'])
 def test_a_checkpoint_with_a_part_missing_is_passed_over(saved, lost):
     path = saved / '4' / lost
@@ -84,6 +89,7 @@ def test_a_checkpoint_with_a_part_missing_is_passed_over(saved, lost):
     assert restore(saved, shape(state()))[0] == 3
 
 
+@pytest.mark.slow
 def test_where_none_is_readable_one_line_says_so(saved):
     for step in (2, 3, 4):
         truncate(saved / str(step))
@@ -92,6 +98,7 @@ def test_where_none_is_readable_one_line_says_so(saved):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_another_config_is_told_by_the_leaves_that_differ(saved):
     with pytest.raises(UserError, match=r'net/w: checkpoint float32\[3, 4\], config float32\[3, 5'):
         restore(saved, shape(state(width=5)))
@@ -100,6 +107,7 @@ def test_another_config_is_told_by_the_leaves_that_differ(saved):
         restore(saved, shape(extra))
 
 
+@pytest.mark.slow
 def test_an_empty_folder_gives_none_and_a_missing_one_an_error(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path / 'new', keep=1)) as checkpoints:
         assert checkpoints.restore(shape(state())) is None
@@ -107,6 +115,7 @@ def test_an_empty_folder_gives_none_and_a_missing_one_an_error(tmp_path):
         Checkpoints(tmp_path / 'missing')
 
 
+@pytest.mark.slow
 def test_later_checkpoints_are_set_aside_and_their_steps_written_again(saved):
     truncate(saved / '4')
     checkpoints = Checkpoints(saved, keep=3)
@@ -134,6 +143,7 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         assert np.unique(np.asarray(back['x'])).tolist() == [step]
 
 
+@pytest.mark.slow
 def test_fingerprint_sees_every_bit_name_shape_and_type():
     base = {'a': jnp.array([1.0, 2.0])}
     others = [

@@ -81,6 +81,7 @@ def test_cpus_of_other_features_have_other_names(tmp_path):
     assert arm != named('processor\t: 0\nFeatures\t: fp asimd sve\n')
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_what_the_first_compiled(tmp_path):
     script = (
         'import jax; from gen_jax.runtime.compilation import keep_compiled; keep_compiled(); '

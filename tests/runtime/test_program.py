@@ -49,6 +49,7 @@ def assert_close(a, b, rtol, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), a, b)
 
 
+@pytest.mark.slow
 @METHODS
 def test_a_step_writes_the_state_where_it_was(method):
     made = program(method)

@@ -120,6 +120,7 @@ def trained(**changes):
     return state, metrics, losses[0]
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter_and_learns():
     state, metrics, first = trained(**{'optimizer.learning_rate': 1e-2})
     assert metrics.keys() == {'loss', 'accuracy', 'grad_norm'}

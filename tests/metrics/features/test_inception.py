@@ -99,6 +99,7 @@ def test_halve():
     np.testing.assert_array_equal(inception.halve(x)[0, :, :, 0], corners)
 
 
+@pytest.mark.slow
 def test_load_reads_safetensors(tmp_path):
     """Names and layouts are torch's; a count of batches, which torch saves, is left out."""
     rng = np.random.default_rng(0)
