@@ -73,6 +73,7 @@ def get_config(variant: str = ''):
         'model.d_halvings': 3,
     }
     biggan = residual | {
+        'steps': 4_500,
         'batch_size': 2 * 64,
         'gan.n_critic': 2,
         'model.shared_dim': 32,

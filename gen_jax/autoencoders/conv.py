@@ -1,9 +1,14 @@
 """The convolutional encoder and decoder of the autoencoders."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+
+from gen_jax.nn.conv import conv
+
+Conv = partial(nn.Conv, conv_general_dilated=conv)
 
 
 class Encoder(nn.Module):
@@ -28,7 +33,7 @@ class Encoder(nn.Module):
         """Images [b, h, w, c] -> float32 [b, features]; h and w divide by 2**stages."""
         for i, multiplier in enumerate(self.multipliers):
             width = self.channels * multiplier
-            x = nn.Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f'conv_{i}')(x)
+            x = Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f'conv_{i}')(x)
             x = nn.relu(x)  # [b, h / 2**(i+1), w / 2**(i+1), width]
         x = x.reshape(len(x), -1)  # [b, h * w * c]
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(x))
@@ -66,6 +71,6 @@ class Decoder(nn.Module):
         for i in reversed(range(len(self.multipliers))):
             x = x.repeat(2, axis=1).repeat(2, axis=2)  # [b, 2 * h, 2 * w, c]
             width = self.channels * self.multipliers[i]
-            x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name=f'conv_{i}')(x))
-        x = nn.Conv(self.features, (3, 3), dtype=self.dtype, name='out')(x)
+            x = nn.relu(Conv(width, (3, 3), dtype=self.dtype, name=f'conv_{i}')(x))
+        x = Conv(self.features, (3, 3), dtype=self.dtype, name='out')(x)
         return x.astype(jnp.float32)  # [b, image_size, image_size, features]

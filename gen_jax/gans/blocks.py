@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.gans.layers import BatchNorm, Conv, Dense, Embed, SelfAttention
-from gen_jax.nn.conv import conv
 from gen_jax.nn.resize import double, halve
 
 INITS = {
@@ -46,8 +45,7 @@ class Layers:
 
     def conv3x3(self, width: int, name: str) -> Conv:
         """[b, h, w, c] -> [b, h, w, width]."""
-        padding = {'padding': 1, 'conv_general_dilated': conv}
-        return Conv(width, (3, 3), name=name, **padding, **self._options)
+        return Conv(width, (3, 3), padding=1, name=name, **self._options)
 
     def dense(self, width: int, name: str, use_bias: bool = True) -> Dense:
         """[..., c] -> [..., width]."""

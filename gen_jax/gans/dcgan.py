@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from gen_jax.config import nearest, require
 from gen_jax.gans.layers import Conv, MinibatchDiscrimination
+from gen_jax.nn.conv import ConvTranspose
 
 CONDITIONS = ('none', 'concat')
 DTYPES = ('float32', 'bfloat16')
@@ -64,23 +65,21 @@ class Generator(nn.Module):
             z = jnp.concatenate([z, jax.nn.one_hot(label, self.num_classes)], -1)  # [b, d + k]
         x = z[:, None, None, :]  # [b, 1, 1, d]
         features = self.width * 2 ** (self.stages - 1)
-        x = self._up(features, (1, 1), 'VALID', 'conv_0')(x)  # [b, 4, 4, features]
+        x = self._up(features, 1, 0, 'conv_0')(x)  # [b, 4, 4, features]
         x = nn.relu(_norm(train, self.dtype, 'norm_0')(x))
         for i in range(1, self.stages):
             features //= 2
-            x = self._up(features, (2, 2), 'SAME', f'conv_{i}')(x)  # [b, 2 * h, 2 * w, c / 2]
+            x = self._up(features, 2, 1, f'conv_{i}')(x)  # [b, 2 * h, 2 * w, c / 2]
             x = nn.relu(_norm(train, self.dtype, f'norm_{i}')(x))
-        x = self._up(self.channels, (2, 2), 'SAME', f'conv_{self.stages}')(x)
+        x = self._up(self.channels, 2, 1, f'conv_{self.stages}')(x)
         return nn.tanh(x.astype(jnp.float32))  # [b, 2 * h, 2 * w, channels]
 
-    def _up(self, features: int, strides: tuple[int, int], padding: str, name: str):
-        # transpose_kernel: the gradient of a convolution, which is what PyTorch calls transposed.
-        return nn.ConvTranspose(
+    def _up(self, features: int, stride: int, padding: int, name: str):
+        return ConvTranspose(
             features,
             (4, 4),
-            strides,
+            (stride, stride),
             padding,
-            transpose_kernel=True,
             use_bias=False,
             kernel_init=KERNEL_INIT,
             dtype=self.dtype,

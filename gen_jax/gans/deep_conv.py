@@ -12,6 +12,7 @@ import flax.linen as nn
 
 from gen_jax.config import require
 from gen_jax.gans.layers import BatchNorm, Conv, Dense
+from gen_jax.nn.conv import ConvTranspose
 
 INIT = nn.initializers.orthogonal()
 EPSILON = 1e-4  # of batch norm
@@ -44,11 +45,10 @@ class Generator(nn.Module):
         x = nn.Dense(16 * c, kernel_init=INIT, name='dense')(z).reshape(-1, 4, 4, c)
         for i in range(STAGES):
             c //= 2
-            # transpose_kernel: what PyTorch calls transposed.
-            up = {'transpose_kernel': True, 'kernel_init': INIT, 'name': f'conv_{i}'}
-            x = nn.ConvTranspose(c, (4, 4), (2, 2), 'SAME', **up)(x)  # [b, 2h, 2w, c]
+            up = {'kernel_init': INIT, 'name': f'conv_{i}'}
+            x = ConvTranspose(c, (4, 4), (2, 2), 1, **up)(x)  # [b, 2h, 2w, c]
             x = nn.relu(BatchNorm(train, EPSILON, name=f'norm_{i}')(x))
-        x = nn.Conv(self.channels, (3, 3), kernel_init=INIT, name='conv_out')(x)
+        x = Conv(self.channels, (3, 3), kernel_init=INIT, name='conv_out')(x)
         return nn.tanh(x)
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gen_jax.nn.conv import conv
+
 # As torch: vectors are divided by their length, but by no less.
 SHORTEST = 1e-12
 EXACT = lax.Precision.HIGHEST
@@ -80,7 +82,9 @@ class Spectral(nn.Module):
 
 
 class Conv(Spectral, nn.Conv):
-    """`flax.linen.Conv`, and what `Spectral` adds."""
+    """`flax.linen.Conv` by `gen_jax.nn.conv.conv`, and what `Spectral` adds."""
+
+    conv_general_dilated: Any = conv
 
 
 class Dense(Spectral, nn.Dense):

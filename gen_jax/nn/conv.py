@@ -1,15 +1,26 @@
-"""3x3 convolutions that reach the machine's speed on a CPU as well.
+"""Convolutions that reach the machine's speed on a CPU as well.
 
 Elsewhere XLA's own convolution is the fastest. On a CPU it runs near the matrix peak forward, at
-half of it for the kernel's gradient, and, inside a loop, dozens of times slower for the latter.
-There a convolution is computed by Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray 2016,
-"Fast Algorithms for Convolutional Neural Networks", section 4.1): 16 matrix products per 2x2
-outputs instead of 36, with rounding errors as small as those of the plain sum.
+half of it or less for the kernel's gradient, and, inside a loop or a branch, dozens of times slower
+for the latter. It multiplies zeros too where an image is spread, as it is in the transpose of a
+strided convolution. There
+
+* a 3x3 convolution is computed by Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray 2016,
+  "Fast Algorithms for Convolutional Neural Networks", section 4.1): 16 matrix products per 2x2
+  outputs instead of 36, with rounding errors as small as those of the plain sum;
+* a 4x4 convolution that halves or doubles an image works on its 2x2 squares as on channels, and is
+  a 3x3 one of these;
+* the gradients of any other are written as forward convolutions. XLA finds the fast way for these
+  only, and turns a gradient into one at the top level of a program only.
 
 `conv` goes into a layer: `nn.Conv(..., conv_general_dilated=conv)`. Parameters, results and
 gradients are those of the layer without it.
 """
 
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,36 +37,215 @@ G2D = np.kron(G, G).astype(np.float32)  # [16, 9]
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
+class Window(NamedTuple):
+    """How a kernel moves over an image; each field has the height's numbers and the width's.
+
+    Attributes:
+      strides: of the kernel.
+      padding: zeros before and after, of the dilated image.
+      spread: one less than so many zeros between the image's pixels.
+      dilation: and between the kernel's.
+    """
+
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
+    spread: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+    def transposed(self, image, kernel, out) -> 'tuple[Window, Window]':
+        """Those of the gradients by image and by kernel, whose sizes (h, w) are given."""
+        by_image, by_kernel = [], []
+        sizes = zip(image, kernel, out, *self, strict=True)
+        # What of the zeros after was used follows from the output's size.
+        for n, k, m, stride, (before, _), spread, dilation in sizes:
+            n, k, m = (n - 1) * spread + 1, (k - 1) * dilation + 1, (m - 1) * stride + 1
+            first = k - 1 - before
+            by_image.append((first, n + k - 1 - m - first))
+            by_kernel.append((before, k - 1 + m - n - before))
+        return (
+            Window(self.spread, tuple(by_image), self.strides, self.dilation),
+            Window(self.dilation, tuple(by_kernel), self.spread, self.strides),
+        )
+
+
+HALVING = Window((2, 2))
+DOUBLING = Window((1, 1), ((2, 2), (2, 2)), (2, 2))
+
+
 def conv(lhs, rhs, window_strides, padding, **options):
     """`jax.lax.conv_general_dilated`, by the fastest way for its shapes and the platform.
 
-    Args and result are those of `jax.lax.conv_general_dilated`. Where the fast way is taken, the
-    derivative is defined in reverse mode only, to any order.
+    Args and result are those of `jax.lax.conv_general_dilated`. Of a convolution of images [b, h,
+    w, c] in float32 the derivative is defined in reverse mode only, to any order.
     """
-    if not _fast(lhs, rhs, window_strides, padding, options):
+    window = _window(lhs, rhs, window_strides, padding, options)
+    if window is None:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    return conv3x3(lhs, rhs)
+    plain = partial(conv2d, window=window)
+    (b, h, w, c), (*side, _, o) = lhs.shape, rhs.shape
+    if side == [3, 3] and window == Window() and _worth_it(b, h, w, c, o):
+        return conv3x3(lhs, rhs)
+    if side == [4, 4] and window == DOUBLING and _worth_it(b, h, w, c, 4 * o):
+        return lax.platform_dependent(lhs, rhs, cpu=_doubling, default=plain)
+    even = h % 2 == w % 2 == 0
+    if side == [4, 4] and window == HALVING and even and _worth_it(b, h // 2, w // 2, 4 * c, o):
+        return lax.platform_dependent(lhs, rhs, cpu=_halving, default=plain)
+    return plain(lhs, rhs)
 
 
-def _fast(x, kernel, strides, padding, options) -> bool:
-    """Whether this is a plain 3x3 convolution, in float32, large enough to be worth it."""
-    spec = lax.conv_dimension_numbers(x.shape, kernel.shape, options.get('dimension_numbers'))
-    plain = (
-        spec == NHWC
-        and kernel.shape[:2] == (3, 3)
-        and tuple(strides) == (1, 1)
-        and [tuple(pad) for pad in padding] == [(1, 1), (1, 1)]
-        and tuple(options.get('lhs_dilation') or (1, 1)) == (1, 1)
-        and tuple(options.get('rhs_dilation') or (1, 1)) == (1, 1)
-        and options.get('feature_group_count', 1) == 1
-    )
-    b, h, w, _ = x.shape
-    return (
-        plain
-        and x.dtype == kernel.dtype == jnp.float32
-        and min(kernel.shape[2:]) >= FEWEST_CHANNELS
-        and b * -(-h // 2) * -(-w // 2) >= FEWEST_TILES
-    )
+def _window(x, kernel, strides, padding, options) -> Window | None:
+    """That of a plain convolution of images in float32; None of any other."""
+    options = dict(options)
+    spec = lax.conv_dimension_numbers(x.shape, kernel.shape, options.pop('dimension_numbers', None))
+    spread = tuple(options.pop('lhs_dilation', None) or (1, 1))
+    dilation = tuple(options.pop('rhs_dilation', None) or (1, 1))
+    groups = options.pop('feature_group_count', 1)
+    if spec != NHWC or groups > 1 or any(value not in (None, 1) for value in options.values()):
+        return None
+    if not x.dtype == kernel.dtype == jnp.float32:
+        return None
+    if isinstance(padding, str):
+        sides = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(x.shape[1:3], sides, strides, padding)
+    return Window(tuple(strides), tuple(tuple(pad) for pad in padding), spread, dilation)
+
+
+def _worth_it(b, h, w, c, o) -> bool:
+    """Whether a 3x3 convolution, [b, h, w, c] -> [b, h, w, o], is large enough for tiles."""
+    return min(c, o) >= FEWEST_CHANNELS and b * -(-h // 2) * -(-w // 2) >= FEWEST_TILES
+
+
+# --- any convolution -----------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.jit, static_argnums=2)  # traced and lowered once for each shape
+def conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Cross-correlation of images: [b, h, w, c], [k, l, c, o] -> [b, m, n, o]."""
+    return _general(x, kernel, window)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(window: Window, kept: tuple, g: jax.Array) -> tuple:
+    """Those of <conv2d(x, kernel), g>."""
+    own, transposed = partial(_own_gradients, window), partial(_as_convolutions, window)
+    return lax.platform_dependent(*kept, g, cpu=transposed, default=own)
+
+
+def _as_convolutions(window, x, kernel, g):
+    sizes = x.shape[1:3], kernel.shape[:2], g.shape[1:3]
+    by_image, by_kernel = window.transposed(*sizes)
+    # The image's channels are its examples, and so are the gradient's examples its channels.
+    x, pixels = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)  # [c, h, w, b], [m, n, b, o]
+    found = conv2d(x, pixels, by_kernel)  # [c, k, l, o]
+    return conv2d(g, _turned(kernel), by_image), found.transpose(1, 2, 0, 3)
+
+
+def _own_gradients(window, x, kernel, g):
+    by_image = jax.linear_transpose(lambda x: _general(x, kernel, window), x)
+    by_kernel = jax.linear_transpose(lambda kernel: _general(x, kernel, window), kernel)
+    return *by_image(g), *by_kernel(g)
+
+
+def _general(x, kernel, window):
+    return lax.conv_general_dilated(x, kernel, *window, dimension_numbers=NHWC)
+
+
+conv2d.defvjp(lambda x, kernel, window: (conv2d(x, kernel, window), (x, kernel)), _gradients)
+
+
+class ConvTranspose(nn.Module):
+    """The transpose of a strided convolution, through `conv`: what PyTorch calls transposed.
+
+    Parameters and result are those of `flax.linen.ConvTranspose` with `transpose_kernel`.
+
+    Attributes:
+      features: channels of the result.
+      kernel_size, strides: of that convolution.
+      padding: zeros on each side of what that convolution sees.
+      use_bias: whether there is one.
+      kernel_init: of [k, l, features, c].
+      dtype: of the computation.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: int
+    use_bias: bool = True
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[b, h, w, c] -> [b, strides * (h - 1) + k - 2 * padding, ..., features]."""
+        shape = (*self.kernel_size, self.features, x.shape[-1])
+        kernel = _turned(self.param('kernel', self.kernel_init, shape).astype(self.dtype))
+        pads = [(k - 1 - self.padding,) * 2 for k in self.kernel_size]
+        options = {'lhs_dilation': self.strides, 'dimension_numbers': NHWC}
+        x = conv(x.astype(self.dtype), kernel, (1, 1), pads, **options)
+        if self.use_bias:
+            x += self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return x
+
+
+# --- of 2x2 squares ------------------------------------------------------------------------------
+
+
+@jax.jit
+def doubled(x: jax.Array, wide: jax.Array) -> jax.Array:
+    """A 6x6 kernel over an image with a zero after each pixel, as a 3x3 one of 2x2 squares.
+
+    Args:
+      x: [b, h, w, c].
+      wide: [6, 6, c, o].
+
+    Returns:
+      [b, 2h, 2w, o].
+    """
+    (b, h, w, c), o = x.shape, wide.shape[-1]
+    # Output pixel 2n + p sees input pixel n + q - 1 through tap 2q + 1 - p of the wide kernel.
+    squares = wide.reshape(3, 2, 3, 2, c, o)[:, ::-1, :, ::-1]
+    kernel = squares.transpose(0, 2, 4, 1, 3, 5).reshape(3, 3, c, 4 * o)
+    x = _plain(x, kernel).reshape(b, h, w, 2, 2, o)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, o)
+
+
+@jax.jit
+def halved(x: jax.Array, wide: jax.Array) -> jax.Array:
+    """A 6x6 kernel with stride 2 and zeros of 2 around the image, as a 3x3 one of 2x2 squares.
+
+    Args:
+      x: [b, h, w, c]; h and w are even.
+      wide: [6, 6, c, o].
+
+    Returns:
+      [b, h/2, w/2, o].
+    """
+    b, h, w, c = x.shape
+    squares = wide.reshape(3, 2, 3, 2, c, -1).transpose(0, 2, 1, 3, 4, 5)
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, h // 2, w // 2, 4 * c)
+    return _plain(x, squares.reshape(3, 3, 4 * c, -1))
+
+
+def _doubling(x, kernel):
+    return doubled(x, _widened(kernel))
+
+
+def _halving(x, kernel):
+    return halved(x, _widened(kernel))
+
+
+def _widened(kernel):
+    return jnp.pad(kernel, [(1, 1), (1, 1), (0, 0), (0, 0)])
+
+
+def _plain(x, kernel):
+    return conv(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NHWC)
+
+
+# --- by tiles ------------------------------------------------------------------------------------
 
 
 @jax.custom_vjp
