@@ -6,27 +6,28 @@ Without a variant the non-saturating game of Goodfellow et al. 2014 alone, betwe
 configs/dcgan_fashion_mnist.py. DCGAN is that with batch norm in the discriminator too; no variant
 has it there, as gradient penalties are of single images (Gulrajani et al. 2017, section 4) and
 spectral normalisation takes its place.
-Cost: `hinge` takes 64 images at 280 a second on 2 CPU cores, 29 minutes in all; the others were not
-timed.
-Number: no paper has one for this data set and network. Ours: not trained yet.
+Cost: 11 to 30 minutes on 2 CPU cores.
+Number: no paper has one for this data set and network. Ours: see README.
 
 Variants, of the same networks:
-  hinge: the hinge loss, and spectral normalisation in the discriminator (Miyato et al. 2018).
   wgan_gp: Wasserstein distance with gradient penalty (Gulrajani et al. 2017), 5 steps of the critic
     for one of the generator, Adam at 1e-4 with beta_1 0 and beta_2 0.9.
   r1: zero-centred gradient penalty on real images (Mescheder et al. 2018), every 4th step.
-Variants with labels, of networks of 64 channels at most:
-  projection: SNGAN's networks, the label told by conditional batch norm and by the projection
+Variants of residual networks of 64 channels at most:
+  hinge: SNGAN's (Miyato et al. 2018), the hinge loss and spectral normalisation. In DCGAN's plain
+    discriminator that bounds slopes so much that it hardly tells images apart (docs/gans.md).
+  projection: the same, the label told by conditional batch norm and by the projection
     discriminator (Miyato and Koyama 2018).
   biggan: BigGAN (Brock et al. 2019) with a hierarchical z, shared embeddings, attention at 16x16
     and 2 steps of the discriminator.
+Variant of another network, with labels:
   stylegan2: StyleGAN2 (Karras et al. 2020) with lazy R1, of the rates of configs/stylegan2_cifar10.
   tiny: on the embedded digits; each mode takes seconds.
 """
 
 from gen_jax.config import TINY, default, vary
 
-NETWORK = {'projection': 'resnet', 'biggan': 'biggan', 'stylegan2': 'stylegan2'}
+NETWORK = {'hinge': 'resnet', 'projection': 'resnet', 'biggan': 'biggan', 'stylegan2': 'stylegan2'}
 
 
 def get_config(variant: str = ''):
@@ -47,7 +48,6 @@ def get_config(variant: str = ''):
         config.model.width = 32
         config.model.d_batch_norm = False
 
-    hinge = {'gan.objective': 'hinge', 'model.d_spectral': True}
     wgan_gp = {
         'steps': 4_000,
         'batch_size': 5 * 64,
@@ -63,7 +63,7 @@ def get_config(variant: str = ''):
         'data.num_classes': 10,
         'eval.metrics': ('fid', 'kid', 'prdc', 'accuracy', 'modes', 'diversity'),
     }
-    residual = labelled | {
+    residual = {
         'steps': 5_000,
         'gan.objective': 'hinge',
         'model.latent_dim': 64,
@@ -72,15 +72,20 @@ def get_config(variant: str = ''):
         'model.d_multipliers': (1, 2, 4, 4),
         'model.d_halvings': 3,
     }
-    biggan = residual | {
-        'steps': 4_500,
-        'batch_size': 2 * 64,
-        'gan.n_critic': 2,
-        'model.shared_dim': 32,
-        'optimizer.b1': 0.0,
-        'optimizer.b2': 0.999,
-        'optimizer.eps': 1e-6,
-    }
+    projection = residual | labelled | {'model.condition': 'projection', 'gan.n_critic': 1}
+    biggan = (
+        residual
+        | labelled
+        | {
+            'steps': 4_500,
+            'batch_size': 2 * 64,
+            'gan.n_critic': 2,
+            'model.shared_dim': 32,
+            'optimizer.b1': 0.0,
+            'optimizer.b2': 0.999,
+            'optimizer.eps': 1e-6,
+        }
+    )
     stylegan2 = labelled | {
         'steps': 5_000,
         'gan.penalty': 'r1',
@@ -104,10 +109,10 @@ def get_config(variant: str = ''):
     return vary(
         config,
         variant,
-        hinge=hinge,
+        hinge=residual | {'gan.n_critic': 1, 'model.condition': 'none'},
         wgan_gp=wgan_gp,
         r1=r1,
-        projection=residual | {'gan.n_critic': 1},
+        projection=projection,
         biggan=biggan,
         stylegan2=stylegan2,
         tiny=tiny,

@@ -308,13 +308,14 @@ class Judge:
         if self._perceptual != 'ssim':
             measures[f'lpips_{self._perceptual}'] = self._distance
         columns = {name: [] for name in measures}
-        for images in images_of(self._real_images, self._program.config.batch_size):
-            real = pipeline.to_float(images)
-            back = self._program.decode(state, self._program.encode(state, {'image': real}))
+        config, program = self._program.config, self._program
+        for examples in batches_of(self._real_images, config.batch_size):
+            batch = program.given(examples)
+            real = batch['image']
+            back = program.decode(state, program.encode(state, batch), batch.get('label'))
             for name, measure in measures.items():
                 columns[name].append(np.asarray(measure(real, back)))
-        data = self._program.config.data
-        rows = {name: _mean(np.concatenate(parts), data) for name, parts in columns.items()}
+        rows = {name: _mean(np.concatenate(parts), config.data) for name, parts in columns.items()}
         for name in rows.keys() - {'psnr', 'ssim'}:
             rows[name] |= self._seen_by
         return {f'reconstruction_{name}': row for name, row in rows.items()}
@@ -408,11 +409,16 @@ def open_distance(options) -> tuple[Callable, dict]:
     return functools.partial(compiled, variables), told
 
 
+def batches_of(source, size: int) -> Iterator[list[dict]]:
+    """A source's examples in order, up to `size` at a time."""
+    for start in range(0, len(source), size):
+        yield [source[i] for i in range(start, min(start + size, len(source)))]
+
+
 def images_of(source, size: int = CHUNK) -> Iterator[np.ndarray]:
     """A source's images in order, uint8 [up to size, h, w, c]."""
-    for start in range(0, len(source), size):
-        stop = min(start + size, len(source))
-        yield np.stack([source[i]['image'] for i in range(start, stop)])
+    for examples in batches_of(source, size):
+        yield np.stack([example['image'] for example in examples])
 
 
 def labels_of(source) -> np.ndarray:

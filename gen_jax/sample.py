@@ -216,7 +216,7 @@ class LatentGrids:
         if program.method.encode is not None and program.method.decode is not None:
             data = program.config.data
             source = sources.open_source(data, data.eval_split)
-            self._real = np.stack([source[i % len(source)]['image'] for i in range(16)])
+            self._real = program.given([source[i % len(source)] for i in range(16)])
 
     def __call__(self, state) -> dict[str, np.ndarray]:
         """The grids, {} for other methods.
@@ -228,15 +228,17 @@ class LatentGrids:
         """
         if self._real is None:
             return {}
-        real, program = self._real, self._program
-        latents = program.encode(state, {'image': pipeline.to_float(real)})
+        batch, program = self._real, self._program
+        real, label = pipeline.to_uint8(batch['image']), batch.get('label')
+        latents = program.encode(state, batch)
         steps = np.linspace(0.0, 1.0, 8, dtype=latents.dtype)
         path = [
             a + s * (b - a) for a, b in zip(latents[:8], latents[8:], strict=True) for s in steps
         ]
-        back = pipeline.to_uint8(program.decode(state, latents))
+        along = label if label is None else label[:8].repeat(8)  # the class of each row's first
+        back = pipeline.to_uint8(program.decode(state, latents, label))
         rows = np.concatenate([real[:8], back[:8], real[8:], back[8:]])
         return {
             'reconstruction': rows,
-            'interpolation': pipeline.to_uint8(program.decode(state, np.stack(path))),
+            'interpolation': pipeline.to_uint8(program.decode(state, np.stack(path), along)),
         }

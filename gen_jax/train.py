@@ -68,6 +68,7 @@ class Loop:
         self.trials = Trials(program, folder)
         self.pending = []  # metrics of the steps since the last line, still on the device
         self.faults = set()  # what `method.advise` found at the last line
+        self.said = set()  # what of it was said
 
     def begin(self, start: int, checkpoints: Checkpoints) -> writer.Writers:
         """Opens the writers; returns them for the caller to close."""
@@ -138,13 +139,14 @@ class Loop:
         self.warn(step, means)
 
     def warn(self, step: int, means: dict) -> None:
-        """Says what goes wrong, where it did not at the last line."""
+        """Says once what goes wrong at two lines in a row: the first images are all alike."""
         if self.program.method.advise is None:
             return
         found = self.program.method.advise(means)
-        for fault in found.keys() - self.faults:
+        lasting = found.keys() & self.faults
+        for fault in lasting - self.said:
             logging.warning('step %d: %s: %s', step, fault, found[fault])
-        self.faults = set(found)
+        self.faults, self.said = set(found), lasting
 
     def evaluate(self, step: int, state) -> None:
         """The numbers of `config.eval`, where they are due."""

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gen_jax.autoencoders.mlp import beside
+from gen_jax.config import require
 from gen_jax.nn.conv import conv
 
 Conv = partial(nn.Conv, conv_general_dilated=conv)
@@ -29,13 +31,13 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Images [b, h, w, c] -> float32 [b, features]; h and w divide by 2**stages."""
+    def __call__(self, x, told=None):
+        """Images [b, h, w, c], told [b, k] -> float32 [b, features]; h, w divide by 2**stages."""
         for i, multiplier in enumerate(self.multipliers):
             width = self.channels * multiplier
             x = Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f'conv_{i}')(x)
             x = nn.relu(x)  # [b, h / 2**(i+1), w / 2**(i+1), width]
-        x = x.reshape(len(x), -1)  # [b, h * w * c]
+        x = beside(x.reshape(len(x), -1), told)  # [b, h * w * c + k]
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(x))
         # The last layer is float32: its output is the exponent of a variance.
         return nn.Dense(self.features, name='out')(x.astype(jnp.float32))  # [b, features]
@@ -61,11 +63,11 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z):
-        """Vectors [b, d] -> unbounded float32 [b, image_size, image_size, features]."""
+    def __call__(self, z, told=None):
+        """Vectors [b, d], told [b, k] -> float32 [b, image_size, image_size, features]."""
         side = self.image_size // 2 ** len(self.multipliers)
         width = self.channels * self.multipliers[-1]
-        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(z))
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(beside(z, told)))
         x = nn.relu(nn.Dense(side * side * width, dtype=self.dtype, name='in')(x))
         x = x.reshape(-1, side, side, width)  # [b, side, side, width]
         for i in reversed(range(len(self.multipliers))):
@@ -74,3 +76,42 @@ class Decoder(nn.Module):
             x = nn.relu(Conv(width, (3, 3), dtype=self.dtype, name=f'conv_{i}')(x))
         x = Conv(self.features, (3, 3), dtype=self.dtype, name='out')(x)
         return x.astype(jnp.float32)  # [b, image_size, image_size, features]
+
+
+def defaults() -> dict:
+    """The networks' part of a config, `config.model`."""
+    return {
+        'channels': 32,  # width of a stage whose multiplier is 1
+        'multipliers': (1, 2),  # one per stage; each stage halves height and width
+        'hidden': 256,  # width of the fully connected layers around the latents
+        'latent_dim': 32,  # length of z
+        'dtype': 'float32',  # of the computation: float32 or bfloat16
+    }
+
+
+def from_config(config, given: int, made: int) -> tuple[Encoder, Decoder]:
+    """Both networks: `given` numbers of the encoder for an image, `made` of the decoder's a pixel.
+
+    Raises:
+      UserError: numbers that do not fit.
+    """
+    model, size = config.model, config.data.image_size
+    for name in ('channels', 'hidden'):
+        require(model[name] >= 1, f'model.{name}', model[name], 'a whole number of at least 1')
+    require(
+        len(model.multipliers) > 0 and min(model.multipliers) >= 1,
+        'model.multipliers',
+        model.multipliers,
+        'one whole number of at least 1 per stage, such as (1, 2)',
+    )
+    factor = 2 ** len(model.multipliers)
+    require(
+        size % factor == 0,
+        'data.image_size',
+        size,
+        f'a multiple of {factor}, as {len(model.multipliers)} stages of model.multipliers halve it',
+    )
+    shared = {'dtype': jnp.dtype(model.dtype), 'hidden': model.hidden}
+    shared |= {'channels': model.channels, 'multipliers': tuple(model.multipliers)}
+    decoder = Decoder(image_size=size, features=made, **shared)
+    return Encoder(features=given, **shared), decoder

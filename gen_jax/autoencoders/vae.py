@@ -1,22 +1,25 @@
-"""The variational autoencoder: Kingma and Welling 2014, "Auto-Encoding Variational Bayes".
+"""The variational autoencoder (Kingma and Welling 2014) and what its objective became.
 
-    p(z) = N(0, I)     q(z|x) = N(mu(x), diag sigma(x)^2)     p(x|z) = Bernoulli or Gaussian
+    p(z) = N(0, I)     q(z|x) = N(mu(x), diag sigma(x)^2)     p(x|z): see likelihoods.py
     L(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z))               equation 3, estimated as equation 10
 
-All log-likelihoods are in nats per image, summed over pixels and channels:
+`config.objective` is what training makes small, of one sample of z but for 'iwae':
 
-* 'bernoulli': pixels mapped to [0, 1] are targets of a cross-entropy with the decoder's
-  probabilities. On images whose pixels are only 0 and 1 (`vae.binarize`) that is a log-likelihood.
-  On grey levels it is the usual training loss but not a normalised density: the continuous
-  Bernoulli's constant (Loaiza-Ganem and Cunningham 2019) is missing, so such an ELBO compares
-  with other cross-entropies only, never with a log-likelihood.
-* 'gaussian': a density of the pixels as they come, in [-1, 1], with one sigma for all. Divide x by
-  its range 2 to compare with densities on [0, 1]: add h * w * c * log 2.
+* 'elbo': -log p(x|z) + beta KL. beta 1 is the VAE, more beta-VAE (Higgins et al. 2017), and
+  `vae.warmup` lets it grow from 0 (Sønderby et al. 2016).
+* 'capacity': -log p(x|z) + gamma |KL - C|, C growing from 0 (Burgess et al. 2018, equation 8).
+* 'beta_tc': beta weighs the total correlation in the KL (Chen et al. 2018, equation 4).
+* 'factor': FactorVAE (Kim and Mnih 2018, algorithm 2): gamma weighs a total correlation that a
+  second net finds; half of a batch is what the VAE is trained on, the other what is shuffled.
+* 'iwae': -log of the mean of `vae.samples` importance weights (Burda et al. 2016, equation 8).
 
-Labels are ignored.
+All are in nats per image, summed over pixels and channels. With `data.num_classes` both nets are
+told the label: the conditional VAE (Sohn et al. 2015). `vae.noise` is added to what the encoder
+sees in training (Im et al. 2017).
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,27 +28,68 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from gen_jax.autoencoders import conv
-from gen_jax.config import require
-from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
+from gen_jax.autoencoders import networks
+from gen_jax.autoencoders.likelihoods import LIKELIHOODS
+from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
+from gen_jax.config import nearest, require
+from gen_jax.method import (
+    Method,
+    Net,
+    check_batch,
+    descend,
+    knob,
+    labels,
+    optimizer,
+    optimizer_defaults,
+    steps_taken,
+)
 
-LOG_2PI = math.log(2 * math.pi)
+CHOICES = ('network', 'objective')
+# What each objective adds to `config.vae`.
+OBJECTIVES = {
+    'elbo': {
+        'beta': 1.0,  # weight of the KL
+        'warmup': 0,  # steps in which it grows from 0
+    },
+    'capacity': {
+        'gamma': 1000.0,  # weight of the KL's distance from C
+        'capacity': 25.0,  # C in the end, nats
+        'capacity_steps': 100_000,  # until then
+    },
+    'beta_tc': {
+        'beta': 6.0,  # weight of the total correlation
+        'data_size': 0,  # images of the training split
+        'estimator': 'weighted',  # of the aggregate's densities: or stratified
+    },
+    'factor': {'gamma': 35.0},  # weight of the total correlation
+    'iwae': {'samples': 50},  # k
+}
+ESTIMATORS = 'weighted', 'stratified'
+JUDGE = {'layers': 6, 'width': 1000}  # FactorVAE's second net (Kim and Mnih, appendix A)
+# And how it learns.
+JUDGE_RATE, JUDGE_B1, JUDGE_B2 = 1e-4, 0.5, 0.9
+# Samples of z that are weighed at once.
+CHUNK = 10
 
 
-def defaults() -> dict:
-    """This method's part of the config."""
+def defaults(network: str = 'conv', objective: str = 'elbo') -> dict:
+    """This method's part of the config.
+
+    Raises:
+      UserError: where there is no such network or objective.
+    """
+    known = f'a known name{nearest(objective, OBJECTIVES)}'
+    require(objective in OBJECTIVES, 'objective', objective, known)
     return {
-        'model': {
-            'channels': 32,  # width of a stage whose multiplier is 1
-            'multipliers': (1, 2),  # one per stage; each stage halves height and width
-            'hidden': 256,  # width of the fully connected layers around the latents
-            'latent_dim': 32,  # length of z
-            'dtype': 'float32',  # of the computation: float32 or bfloat16
-        },
+        **networks.defaults(network),
+        'objective': objective,
         'vae': {
-            'likelihood': 'bernoulli',  # of a pixel given z: bernoulli or gaussian
+            'likelihood': 'bernoulli',  # of pixels given z: see gen_jax.autoencoders.likelihoods
             'sigma': 0.0,  # gaussian's, for pixels in [-1, 1]; 0: one number, learned from 1 on
             'binarize': 'none',  # for bernoulli: none; threshold at mid-grey; stochastic, each time
+            'noise': 0.0,  # deviation of what is added to the images that the encoder sees
+            'weighed': 0,  # samples of z for an evaluation's importance-weighted bound; 0: none
+            **OBJECTIVES[objective],
         },
         'optimizer': optimizer_defaults(learning_rate=1e-3),
         'ema_decay': 0.999,  # of the weights that sample and evaluate; 0: none kept
@@ -54,59 +98,27 @@ def defaults() -> dict:
 
 
 class State(struct.PyTreeNode):
-    """Encoder, decoder and sigma are trained as one."""
+    """Encoder, decoder and sigma are trained as one.
+
+    Attributes:
+      net: of these.
+      judge: what tells z from z whose numbers were shuffled; None but for FactorVAE.
+    """
 
     net: Net
-
-
-def bernoulli_log_likelihood(x: jax.Array, logits: jax.Array) -> jax.Array:
-    """Equation 11: sum of x log p + (1 - x) log(1 - p), with p = sigmoid(logits).
-
-    Args:
-      x: targets in [0, 1], [b, ...]; where they are not 0 or 1, see this module's docstring.
-      logits: of the same shape.
-
-    Returns:
-      [b], nats.
-    """
-    terms = -optax.sigmoid_binary_cross_entropy(logits, x)
-    return terms.sum(axis=range(1, x.ndim))  # [b]
-
-
-def gaussian_log_likelihood(x: jax.Array, mean: jax.Array, log_sigma: jax.Array) -> jax.Array:
-    """Equation 12: log N(x; mean, sigma^2 I).
-
-    Args:
-      x, mean: [b, ...].
-      log_sigma: scalar.
-
-    Returns:
-      [b], nats.
-    """
-    terms = -0.5 * LOG_2PI - log_sigma - 0.5 * ((x - mean) / jnp.exp(log_sigma)) ** 2
-    return terms.sum(axis=range(1, x.ndim))  # [b]
-
-
-def kl_divergence(mu: jax.Array, log_var: jax.Array) -> jax.Array:
-    """KL(N(mu, diag exp(log_var)) || N(0, I)) in closed form. Kingma and Welling, appendix B.
-
-    Args:
-      mu, log_var: [b, d].
-
-    Returns:
-      [b], nats.
-    """
-    return -0.5 * (1 + log_var - mu**2 - jnp.exp(log_var)).sum(axis=-1)  # [b]
+    judge: Any = None
 
 
 class VAE(nn.Module):
     """q(z|x) and p(x|z). `x` is float32 [b, h, w, c] in [-1, 1] everywhere, `z` is [b, d].
 
+    What both nets are told beside it, such as classes, is `told` [b, k] or None.
+
     Attributes:
       encoder: gives mu and log sigma^2 of q(z|x), [b, 2 * d].
-      decoder: gives the logits of p(x|z), or its mean, [b, h, w, c].
-      likelihood: 'bernoulli' or 'gaussian'.
-      sigma: standard deviation of the Gaussian; 0 makes it a parameter.
+      decoder: gives what the likelihood takes of each pixel.
+      likelihood: of `LIKELIHOODS`.
+      sigma: standard deviation of 'gaussian'; 0 makes it a parameter.
     """
 
     encoder: nn.Module
@@ -121,30 +133,42 @@ class VAE(nn.Module):
         elif self.likelihood == 'gaussian':
             self.log_sigma = math.log(self.sigma)
 
-    def __call__(self, x):
+    def __call__(self, x, told=None):
         """Runs every parameter, for `init`."""
-        return self.log_likelihood(x, self.encode(x)[0])
+        return self.log_likelihood(x, self.encode(x, told)[0], told)
 
-    def encode(self, x):
+    def encode(self, x, told=None):
         """The posterior q(z|x): mu [b, d] and log sigma^2 [b, d]."""
-        return jnp.split(self.encoder(x), 2, axis=-1)
+        return jnp.split(self.encoder(x, told), 2, axis=-1)
 
-    def log_likelihood(self, x, z):
+    def numbers(self, z, told=None):
+        """What the likelihood takes, [b, h, w, features]."""
+        out = self.decoder(z, told)
+        if self.likelihood != 'gaussian':
+            return out
+        return jnp.concatenate([out, jnp.broadcast_to(self.log_sigma, out.shape)], -1)
+
+    def log_likelihood(self, x, z, told=None):
         """The log-likelihood log p(x|z) [b], nats."""
-        if self.likelihood == 'bernoulli':
-            return bernoulli_log_likelihood((x + 1) / 2, self.decoder(z))
-        return gaussian_log_likelihood(x, self.decoder(z), self.log_sigma)
+        return LIKELIHOODS[self.likelihood].log_prob(x, self.numbers(z, told))
 
-    def mean(self, z):
+    def mean(self, z, told=None):
         """E[x|z] [b, h, w, c], in [-1, 1]."""
-        if self.likelihood == 'bernoulli':
-            return 2 * nn.sigmoid(self.decoder(z)) - 1
-        return jnp.clip(self.decoder(z), -1, 1)
+        return LIKELIHOODS[self.likelihood].mean(self.numbers(z, told))
 
 
-def normal(keys: jax.Array, dim: int) -> jax.Array:
-    """Standard normal [n, dim], row i from keys[i] alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, (dim,)))(keys)
+class Judge(nn.Module):
+    """Two logits of z: that it is the posterior's, and that its numbers are of different images.
+
+    Kim and Mnih 2018, appendix A.
+    """
+
+    @nn.compact
+    def __call__(self, z):
+        """[b, d] -> [b, 2]."""
+        for i in range(JUDGE['layers'] - 1):
+            z = nn.leaky_relu(nn.Dense(JUDGE['width'], name=f'dense_{i}')(z), 0.2)
+        return nn.Dense(2, name='out')(z)
 
 
 def binarize(keys: jax.Array, image: jax.Array, how: str) -> jax.Array:
@@ -161,116 +185,244 @@ def binarize(keys: jax.Array, image: jax.Array, how: str) -> jax.Array:
     return image
 
 
-def elbo(keys: jax.Array, module: VAE, variables: dict, x: jax.Array) -> dict:
-    """One-sample estimate of the evidence lower bound, example i from keys[i] alone.
+class Question(NamedTuple):
+    """What the model is asked of.
+
+    Attributes:
+      keys: [b], of all that is drawn for an image.
+      x: images [b, h, w, c] in [-1, 1].
+      told: [b, k], what both nets are told beside them, or None.
+    """
+
+    keys: jax.Array
+    x: jax.Array
+    told: jax.Array | None = None
+
+
+def bounded(question: Question, module: VAE, variables: dict, noise: float = 0.0) -> tuple:
+    """One-sample estimate of the evidence lower bound, image i from keys[i] alone.
 
     Args:
-      keys: [b].
+      question: of which images.
       module, variables: the model.
-      x: [b, h, w, c] in [-1, 1].
+      noise: deviation of what is added to the images that the encoder sees.
 
     Returns:
-      'elbo', 'log_likelihood' and 'kl', each [b], nats per image.
+      'elbo', 'log_likelihood' and 'kl', each [b], nats per image; z [b, d]; the posterior.
     """
-    mu, log_var = module.apply(variables, x, method='encode')  # [b, d] each
-    z = mu + jnp.exp(log_var / 2) * normal(keys, mu.shape[-1])
-    log_likelihood = module.apply(variables, x, z, method='log_likelihood')  # [b]
-    kl = kl_divergence(mu, log_var)  # [b]
-    return {'elbo': log_likelihood - kl, 'log_likelihood': log_likelihood, 'kl': kl}
+    keys, x, told = question
+    posterior = _posterior(question, module, variables, noise)
+    z = drawn(keys, *posterior)
+    log_likelihood = module.apply(variables, x, z, told, method='log_likelihood')  # [b]
+    kl = kl_divergence(*posterior)  # [b]
+    terms = {'elbo': log_likelihood - kl, 'log_likelihood': log_likelihood, 'kl': kl}
+    return terms, z, posterior
+
+
+def weighed(
+    question: Question, module: VAE, variables: dict, k: int, noise: float = 0.0
+) -> jax.Array:
+    """The importance-weighted bound of log p(x) by k samples (Burda et al. 2016, equation 8).
+
+    CHUNK samples are weighed at once, so that memory does not grow with k, but with gradients.
+
+    Args:
+      question, module, variables, noise: as of `bounded`; sample j of image i is drawn from
+        (keys[i], j).
+      k: at least 1.
+
+    Returns:
+      [b], nats.
+    """
+    keys, x, told = question
+    posterior = _posterior(question, module, variables, noise)
+
+    def log_weight(j):
+        z = drawn(jax.vmap(jax.random.fold_in, (0, None))(keys, j), *posterior)
+        log_prior, log_q = log_normal(z, 0.0, jnp.zeros(())), log_normal(z, *posterior)
+        log_likelihood = module.apply(variables, x, z, told, method='log_likelihood')
+        return log_likelihood + (log_prior - log_q).sum(-1)
+
+    log_weights = jax.lax.map(log_weight, jnp.arange(k), batch_size=min(k, CHUNK))  # [k, b]
+    return jax.nn.logsumexp(log_weights, 0) - math.log(k)
+
+
+def _posterior(question, module, variables, noise):
+    x = question.x
+    if noise:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(question.keys, 2**31 - 1)
+        x = x + noise * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+    return module.apply(variables, x, question.told, method='encode')  # [b, d] each
+
+
+# --- objectives ----------------------------------------------------------------------------------
+
+
+def objective(config, terms: dict, z: jax.Array, posterior: tuple, step: jax.Array) -> jax.Array:
+    """What one sample of z has to answer for, [b], of 'elbo', 'capacity' and 'beta_tc'.
+
+    Args:
+      config: with `objective` and `vae`.
+      terms: 'log_likelihood' and 'kl', each [b].
+      z: [b, d].
+      posterior: mu and log sigma^2, [b, d] each.
+      step: steps before this one.
+    """
+    options, kl = config.vae, terms['kl']
+    if config.objective == 'capacity':
+        capacity = options.capacity * jnp.minimum(1.0, step / options.capacity_steps)
+        return options.gamma * jnp.abs(kl - capacity) - terms['log_likelihood']
+    if config.objective == 'beta_tc':
+        place = options.data_size, options.estimator
+        information, correlation, dimensions = decomposition(z, *posterior, *place)
+        kl = information + options.beta * correlation + dimensions
+        return kl - terms['log_likelihood']
+    grown = jnp.minimum(1.0, step / options.warmup) if options.warmup else 1.0
+    return options.beta * grown * kl - terms['log_likelihood']
+
+
+def judged(judge: Judge, variables: dict, z: jax.Array, apart: jax.Array) -> jax.Array:
+    """The judge's cross-entropy of z [b, d] and of shuffled ones (Kim and Mnih, algorithm 2)."""
+    of_z, of_apart = (jax.nn.log_softmax(judge.apply(variables, x)) for x in (z, apart))
+    return -(of_z[:, 0].mean() + of_apart[:, 1].mean()) / 2
+
+
+def shuffled(key: jax.Array, z: jax.Array) -> jax.Array:
+    """Each number of z [b, d] from another image of the batch (Kim and Mnih 2018, algorithm 1)."""
+    keys = jax.random.split(key, z.shape[-1])
+    return jax.vmap(jax.random.permutation, (0, 1), 1)(keys, z)
+
+
+# --- the method ----------------------------------------------------------------------------------
 
 
 def create(config: ml_collections.ConfigDict) -> Method:
     """The VAE that `defaults` describes.
 
     `sample_step` takes `temperature` float32 [n], the standard deviation of z; `evaluate_step`
-    gives what `elbo` does. They, `encode` (the posterior's means [b, d]) and `decode` (the mean
-    images) use the averaged parameters where there are any.
+    gives what `elbo` does and, with `vae.weighed`, 'iw_bound' of `weighed`. They, `encode` (the
+    posterior's means [b, d]) and `decode` (the mean images) use the averaged parameters where there
+    are any.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
+    module = _module(config)
     _check(config)
-    data, how = config.data, config.vae.binarize
-    latent_dim = config.model.latent_dim
-    module, tx = _module(config), optimizer(config.optimizer)
+    data, options, classes = config.data, config.vae, config.data.num_classes
+    latent_dim, factor = config.model.latent_dim, config.objective == 'factor'
+    tx = optimizer(config.optimizer)
+    judge, judge_tx = Judge(), optax.adam(JUDGE_RATE, JUDGE_B1, JUDGE_B2)
+
+    def told(batch):
+        label = labels(batch, classes)
+        return None if label is None else jax.nn.one_hot(label, classes)  # [b, k]
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
-        return State(Net.create(module.init(key, batch['image']), tx, config.ema_decay > 0))
+        variables = module.init(key, batch['image'], told(batch))
+        second = None
+        if factor:
+            second = judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, latent_dim)))
+            second = Net.create(second, judge_tx, False)
+        return State(Net.create(variables, tx, config.ema_decay > 0), second)
 
-    def terms(keys, variables, batch):
+    def asked(keys, batch):
+        """A Question for each image, as the model is to see it, example i from keys[i] alone."""
         check_batch(batch, data.image_size, data.channels)
         pixel_keys, z_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # [b] each
-        return elbo(z_keys, module, variables, binarize(pixel_keys, batch['image'], how))
+        return Question(z_keys, binarize(pixel_keys, batch['image'], options.binarize), told(batch))
 
     def train_step(key, state, batch):
+        step = steps_taken(state.net)
+
         def loss_fn(params, extra, keyed):
-            keys, batch = keyed
-            mean = jax.tree.map(jnp.mean, terms(keys, {'params': params}, batch))
+            question, variables = asked(*keyed), {'params': params}
+            if config.objective == 'iwae':
+                bound = weighed(question, module, variables, options.samples, options.noise)
+                return -bound.mean(), (extra, {'iw_bound': bound.mean()})
+            if factor:  # the other half is for the judge
+                question = jax.tree.map(lambda x: x[: len(x) // 2], question)
+            terms, z, posterior = bounded(question, module, variables, options.noise)
+            if factor:
+                logits = judge.apply(state.judge.variables(), z)
+                correlation = logits[:, 0] - logits[:, 1]
+                loss = options.gamma * correlation - terms['elbo']
+                terms['total_correlation'] = correlation
+            else:
+                loss = objective(config, terms, z, posterior, step)
+            mean = jax.tree.map(jnp.mean, terms)
             mean['reconstruction'] = mean.pop('log_likelihood')
-            return -mean['elbo'], (extra, mean)
+            return loss.mean(), (extra, mean)
 
         keyed = jax.random.split(key, len(batch['image'])), batch
         net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
-        return State(net), metrics
+        if not factor:
+            return State(net), metrics
+
+        def judge_loss(params, extra, keyed):
+            question = asked(*keyed)
+            mu, log_var = module.apply(net.variables(), *question[1:], method='encode')
+            z, half = drawn(question.keys, mu, log_var), len(mu) // 2
+            loss = judged(judge, {'params': params}, z[:half], shuffled(key, z[half:]))
+            return loss, (extra, {})
+
+        second, found = descend(state.judge, judge_loss, judge_tx, None, keyed, config.accumulate)
+        return State(net, second), metrics | {f'judge_{k}': v for k, v in found.items()}
 
     def evaluate_step(keys, state, batch):
-        return terms(keys, state.net.variables(ema=True), batch)
+        variables, question = state.net.variables(ema=True), asked(keys, batch)
+        terms = bounded(question, module, variables)[0]
+        if options.weighed:
+            terms['iw_bound'] = weighed(question, module, variables, options.weighed)
+        if LIKELIHOODS[options.likelihood].bits:
+            bits = -1 / (math.log(2) * math.prod(batch['image'].shape[1:]))
+            names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
+            terms |= {new: bits * terms[old] for old, new in names.items() if old in terms}
+        return terms
 
     def encode(state, batch):
         check_batch(batch, data.image_size, data.channels)
         # There is no key here: the grey image stands for its own stochastic binarisation.
-        x = binarize(None, batch['image'], 'none' if how == 'stochastic' else how)
-        return module.apply(state.net.variables(ema=True), x, method='encode')[0]
+        how = 'none' if options.binarize == 'stochastic' else options.binarize
+        x = binarize(None, batch['image'], how)
+        return module.apply(state.net.variables(ema=True), x, told(batch), method='encode')[0]
 
     def decode(state, latents, condition):
-        del condition
-        return module.apply(state.net.variables(ema=True), latents, method='mean')
+        variables = state.net.variables(ema=True)
+        return module.apply(variables, latents, told(condition), method='mean')
 
     def sample_step(keys, state, condition):
-        temperature = condition.get('temperature', config.sample.knobs.temperature)
-        z = jnp.broadcast_to(temperature, len(keys))[:, None] * normal(keys, latent_dim)  # [n, d]
+        temperature = knob(config, condition, 'temperature', len(keys))
+        z = temperature[:, None] * normal(keys, latent_dim)  # [n, d]
         return decode(state, z, condition)  # [n, h, w, c]
 
     return Method(
-        init, train_step, sample_step, evaluate_step, encode, decode, latent_dim=latent_dim
+        init,
+        train_step,
+        sample_step,
+        evaluate_step,
+        encode,
+        decode,
+        latent_dim=None if classes else latent_dim,
     )
 
 
 def _module(config) -> VAE:
-    model, data = config.model, config.data
-    shared = {'dtype': jnp.dtype(model.dtype), 'hidden': model.hidden}
-    shared |= {'channels': model.channels, 'multipliers': tuple(model.multipliers)}
-    return VAE(
-        conv.Encoder(features=2 * model.latent_dim, **shared),
-        conv.Decoder(image_size=data.image_size, features=data.channels, **shared),
-        config.vae.likelihood,
-        config.vae.sigma,
-    )
+    name, channels = config.vae.likelihood, config.data.channels
+    known = f'a known name{nearest(name, LIKELIHOODS)}'
+    require(name in LIKELIHOODS, 'vae.likelihood', name, known)
+    likelihood = LIKELIHOODS[name]
+    fits = not likelihood.channels or channels in likelihood.channels
+    expected = f'another: {name} is of {" or ".join(map(str, likelihood.channels))} channels'
+    require(fits, 'vae.likelihood', name, f'{expected}, and config.data.channels={channels}')
+    features = likelihood.features(channels)
+    nets = networks.build(config, 2 * config.model.latent_dim, features)
+    return VAE(*nets, name, config.vae.sigma)
 
 
 def _check(config) -> None:
-    model, vae = config.model, config.vae
-    for name in ('channels', 'hidden', 'latent_dim'):
-        require(model[name] >= 1, f'model.{name}', model[name], 'a whole number of at least 1')
-    require(
-        len(model.multipliers) > 0 and min(model.multipliers) >= 1,
-        'model.multipliers',
-        model.multipliers,
-        'one whole number of at least 1 per stage, such as (1, 2)',
-    )
-    factor, size = 2 ** len(model.multipliers), config.data.image_size
-    require(
-        size % factor == 0,
-        'data.image_size',
-        size,
-        f'a multiple of {factor}, as {len(model.multipliers)} stages of model.multipliers halve it',
-    )
-    dtypes = ('float32', 'bfloat16')
-    require(model.dtype in dtypes, 'model.dtype', model.dtype, "'float32' or 'bfloat16'")
-    likelihoods = ('bernoulli', 'gaussian')
-    expected = "'bernoulli' or 'gaussian'"
-    require(vae.likelihood in likelihoods, 'vae.likelihood', vae.likelihood, expected)
+    vae, batch = config.vae, config.batch_size
     require(
         vae.sigma >= 0 and (vae.sigma == 0 or vae.likelihood == 'gaussian'),
         'vae.sigma',
@@ -284,6 +436,23 @@ def _check(config) -> None:
         vae.binarize,
         "'none', or 'threshold' or 'stochastic' with vae.likelihood='bernoulli'",
     )
+    for field in ('noise', 'weighed', *(x for x in ('beta', 'gamma', 'warmup') if x in vae)):
+        require(vae[field] >= 0, f'vae.{field}', vae[field], '0 or more')
+    if config.objective == 'capacity':
+        require(vae.capacity >= 0, 'vae.capacity', vae.capacity, '0 nats or more')
+        require(vae.capacity_steps >= 1, 'vae.capacity_steps', vae.capacity_steps, '1 or more')
+    if config.objective == 'iwae':
+        require(vae.samples >= 1, 'vae.samples', vae.samples, 'a whole number of at least 1')
+    if config.objective == 'beta_tc':
+        expected = f'one of {", ".join(ESTIMATORS)}'
+        require(vae.estimator in ESTIMATORS, 'vae.estimator', vae.estimator, expected)
+        part = batch // config.accumulate
+        expected = f'the images of the training split, no fewer than the {part} of a batch'
+        require(vae.data_size >= part, 'vae.data_size', vae.data_size, expected)
+    if config.objective in ('beta_tc', 'factor'):
+        least = 2 * config.accumulate * (2 if config.objective == 'factor' else 1)
+        expected = f'at least {least}: images of a batch are compared with each other'
+        require(batch >= least, 'batch_size', batch, expected)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     temperature = config.sample.knobs.temperature
     require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')

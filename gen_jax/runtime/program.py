@@ -232,13 +232,24 @@ class Program:
         """The method's estimate of clean images; all but the state lie as a batch does."""
         return self._denoise(state, x_t, t, condition)
 
+    def given(self, examples: list[dict]) -> dict[str, np.ndarray]:
+        """A source's examples as `encode` takes them: with labels, where the config has classes."""
+        batch = {'image': pipeline.to_float(np.stack([x['image'] for x in examples]))}
+        if self.config.data.num_classes:
+            batch['label'] = np.array([x['label'] for x in examples], np.int32)
+        return batch
+
     def encode(self, state, batch: dict) -> np.ndarray:
         """The method's latents of a batch that every process holds whole."""
         return jax.device_get(self._encode(state, self._put(batch)))
 
-    def decode(self, state, latents: np.ndarray) -> np.ndarray:
-        """The method's images of latents that every process holds whole, float32 in [-1, 1]."""
-        return jax.device_get(self._decode(state, self._put(latents), {}))
+    def decode(self, state, latents: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:
+        """The method's images of latents that every process holds whole, float32 in [-1, 1].
+
+        Where the model knows classes, `label` is int32 [n].
+        """
+        condition = {} if label is None else {'label': label}
+        return jax.device_get(self._decode(state, *self._put((latents, condition))))
 
     def evaluate(self, state, indices: np.ndarray, batch: dict) -> dict[str, np.ndarray]:
         """The method's numbers for one global batch, each float32 [b]."""

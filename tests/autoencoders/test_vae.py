@@ -1,22 +1,32 @@
 """The VAE: its terms against SciPy and against exact integrals, and its side of the contract."""
 
 import functools
+import itertools
 import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from flax import linen as nn
 
 from gen_jax import config as house
 from gen_jax.autoencoders import vae
+from gen_jax.autoencoders.likelihoods import LIKELIHOODS
+from gen_jax.autoencoders.posterior import decomposition
 from gen_jax.errors import UserError
+from gen_jax.method import Net, descend
 
 
-def small(**changes):
-    config = house.default('autoencoders.vae')
+def small(network='conv', objective='elbo', **changes):
+    config = house.default('autoencoders.vae', network=network, objective=objective)
+    if network == 'mlp':
+        config.data.image_size = 8
+        config.model.update({'widths': (16, 12), 'latent_dim': 3})
+        config.update_from_flattened_dict(changes)
+        return config
     config.update_from_flattened_dict(
         {
             'data.image_size': 8,
@@ -31,7 +41,8 @@ def small(**changes):
 
 def batch_of(n, size=8, channels=1):
     shape = (n, size, size, channels)
-    return {'image': jax.random.uniform(jax.random.key(5), shape, minval=-1.0)}
+    image = jax.random.uniform(jax.random.key(5), shape, minval=-1.0)
+    return {'image': image, 'label': jnp.arange(n, dtype=jnp.int32) % 3}
 
 
 @functools.cache
@@ -41,43 +52,7 @@ def start(**changes):
     return method, jax.jit(method.init)(jax.random.key(0), batch_of(2))
 
 
-# --- the terms -----------------------------------------------------------------------------------
-
-
-def test_bernoulli_is_scipys_on_binary_images():
-    rng = np.random.default_rng(0)
-    x, logits = rng.integers(0, 2, (3, 4, 4, 1)), rng.normal(size=(3, 4, 4, 1)) * 3
-    expected = scipy.stats.bernoulli.logpmf(x, 1 / (1 + np.exp(-logits))).sum(axis=(1, 2, 3))
-    ours = vae.bernoulli_log_likelihood(jnp.float32(x), jnp.float32(logits))
-    np.testing.assert_allclose(ours, expected, rtol=1e-5)
-
-
-def test_bernoulli_on_grey_levels_is_the_expectation_over_binarisations():
-    """The term is linear in x: at 0.3 it is 0.3 of the value at 1 and 0.7 of that at 0."""
-    logits = jnp.full((1, 2, 2, 1), 1.7)
-    value = lambda level: vae.bernoulli_log_likelihood(jnp.full_like(logits, level), logits)  # noqa: E731
-    np.testing.assert_allclose(value(0.3), 0.3 * value(1.0) + 0.7 * value(0.0), rtol=1e-6)
-
-
-def test_gaussian_is_scipys():
-    rng = np.random.default_rng(0)
-    x, mean = rng.normal(size=(2, 3, 4, 4, 2))
-    expected = scipy.stats.norm.logpdf(x, mean, 0.4).sum(axis=(1, 2, 3))
-    ours = vae.gaussian_log_likelihood(jnp.float32(x), jnp.float32(mean), jnp.log(0.4))
-    np.testing.assert_allclose(ours, expected, rtol=1e-5)
-
-
-def test_kl_agrees_with_monte_carlo():
-    mu, log_var = np.array([[0.7, -1.2]]), np.array([[-0.5, 0.8]])
-    sigma = np.exp(log_var / 2)
-    z = mu + sigma * np.random.default_rng(0).normal(size=(200_000, 2))
-    q, p = scipy.stats.norm(mu, sigma), scipy.stats.norm(0, 1)
-    ratios = (q.logpdf(z) - p.logpdf(z)).sum(axis=1)
-    standard_error = ratios.std() / np.sqrt(len(ratios))
-    ours = vae.kl_divergence(jnp.float32(mu), jnp.float32(log_var))
-    assert abs(ours[0] - ratios.mean()) < 4 * standard_error
-    assert vae.kl_divergence(jnp.zeros((1, 2)), jnp.zeros((1, 2)))[0] == 0
-
+# --- bounds of a known model ---------------------------------------------------------------------
 
 SIGMA = 0.5
 W = np.array([[0.6, 0.4, 0.0, -0.2], [0.4, -0.6, 0.2, 0.0]])  # orthogonal rows
@@ -88,7 +63,7 @@ class ExactPosterior(nn.Module):
 
     offset: float
 
-    def __call__(self, x):
+    def __call__(self, x, told=None):
         precision = (W**2).sum(axis=1) / SIGMA**2 + 1
         mu = x.reshape(len(x), -1) @ W.T / SIGMA**2 / precision
         log_var = jnp.broadcast_to(-jnp.log(precision), mu.shape)
@@ -96,22 +71,160 @@ class ExactPosterior(nn.Module):
 
 
 class Linear(nn.Module):
-    def __call__(self, z):
+    def __call__(self, z, told=None):
         return (z @ W).reshape(-1, 2, 2, 1)
+
+
+X = np.array([0.9, -0.4, 0.3, 0.1])
+EVIDENCE = scipy.stats.multivariate_normal(cov=W.T @ W + SIGMA**2 * np.eye(4)).logpdf(X)
+
+
+def question(n):
+    """The same image n times, with keys of its own each."""
+    images = jnp.broadcast_to(jnp.float32(X).reshape(1, 2, 2, 1), (n, 2, 2, 1))
+    return vae.Question(jax.random.split(jax.random.key(1), n), images)
 
 
 @pytest.mark.parametrize('offset', [0.0, 0.3])
 def test_elbo_is_tight_at_the_exact_posterior_only(offset):
     """log p(x) - ELBO = KL(q(z|x) || p(z|x)), zero or what the offset makes it."""
-    x = np.array([0.9, -0.4, 0.3, 0.1])
-    evidence = scipy.stats.multivariate_normal(cov=W.T @ W + SIGMA**2 * np.eye(4)).logpdf(x)
     gap = 0.5 * offset**2 * ((W**2).sum(axis=1) / SIGMA**2 + 1).sum()
-    module = vae.VAE(ExactPosterior(offset), Linear(), 'gaussian', SIGMA)
-    n = 50_000
-    images = jnp.broadcast_to(jnp.float32(x).reshape(1, 2, 2, 1), (n, 2, 2, 1))
-    terms = vae.elbo(jax.random.split(jax.random.key(1), n), module, {}, images)
+    module, n = vae.VAE(ExactPosterior(offset), Linear(), 'gaussian', SIGMA), 50_000
+    terms, z, posterior = vae.bounded(question(n), module, {})
     standard_error = terms['elbo'].std() / np.sqrt(n)
-    assert abs(terms['elbo'].mean() - (evidence - gap)) < 4 * standard_error
+    assert abs(terms['elbo'].mean() - (EVIDENCE - gap)) < 4 * standard_error
+    np.testing.assert_allclose(terms['elbo'], terms['log_likelihood'] - terms['kl'], rtol=1e-5)
+    assert (z.shape, posterior[0].shape) == ((n, 2), (n, 2))
+
+
+def test_the_weighed_bound_rises_to_the_exact_evidence():
+    """Burda et al. 2016, theorem 1; from a posterior that is off."""
+    module = vae.VAE(ExactPosterior(0.3), Linear(), 'gaussian', SIGMA)
+    found = []
+    for k, n in ((1, 20_000), (5, 4_000), (50, 1_000), (500, 200)):
+        bound = jax.jit(lambda q, k=k: vae.weighed(q, module, {}, k))(question(n))
+        found.append((bound.mean(), bound.std() / np.sqrt(n)))
+    for (low, low_error), (high, high_error) in itertools.pairwise(found):
+        assert high > low - 3 * np.hypot(low_error, high_error)
+    assert found[0][0] < EVIDENCE - 0.1
+    assert abs(found[-1][0] - EVIDENCE) < 0.01
+    exact = vae.VAE(ExactPosterior(0.0), Linear(), 'gaussian', SIGMA)
+    np.testing.assert_allclose(vae.weighed(question(3), exact, {}, 7), EVIDENCE, rtol=1e-5)
+
+
+def test_weighed_samples_are_an_images_own():
+    module = vae.VAE(ExactPosterior(0.3), Linear(), 'gaussian', SIGMA)
+    whole = question(4)
+    one = jax.tree.map(lambda x: x[2:3], whole)
+    found = [vae.weighed(q, module, {}, 13) for q in (whole, one)]
+    np.testing.assert_allclose(found[0][2:3], found[1], rtol=1e-5)
+    assert len({float(x) for x in found[0]}) == 4
+
+
+def test_weighing_one_is_the_elbo_with_its_kl_drawn():
+    module, n = vae.VAE(ExactPosterior(0.3), Linear(), 'gaussian', SIGMA), 50_000
+    bound, terms = vae.weighed(question(n), module, {}, 1), vae.bounded(question(n), module, {})[0]
+    error = np.hypot(bound.std(), terms['elbo'].std()) / np.sqrt(n)
+    assert abs(bound.mean() - terms['elbo'].mean()) < 4 * error
+
+
+# --- objectives ----------------------------------------------------------------------------------
+
+TERMS = {'log_likelihood': jnp.float32([-10.0, -20.0]), 'kl': jnp.float32([3.0, 9.0])}
+
+
+def losses(objective, step, **changes):
+    config = house.default('autoencoders.vae', objective=objective)
+    config.vae.update(changes)
+    return vae.objective(config, TERMS, None, None, jnp.int32(step)).tolist()
+
+
+def test_beta_weighs_the_kl_and_may_grow():
+    assert losses('elbo', 0) == [13, 29]
+    assert losses('elbo', 0, beta=4.0) == [22, 56]
+    assert losses('elbo', 0, beta=4.0, warmup=10) == [10, 20]
+    assert losses('elbo', 5, beta=4.0, warmup=10) == [16, 38]
+    assert losses('elbo', 99, beta=4.0, warmup=10) == [22, 56]
+
+
+def test_capacity_grows_and_is_wanted():
+    options = {'gamma': 10.0, 'capacity': 6.0, 'capacity_steps': 10}
+    assert losses('capacity', 0, **options) == [40, 110]
+    assert losses('capacity', 5, **options) == [10, 80]
+    assert losses('capacity', 99, **options) == [40, 50]
+
+
+def test_total_correlation_weighs_by_beta():
+    config = house.default('autoencoders.vae', objective='beta_tc')
+    config.vae.data_size = 9
+    keys = jax.random.split(jax.random.key(0), 3)
+    z, mu, log_var = (jax.random.normal(key, (4, 2)) for key in keys)
+    parts = decomposition(z, mu, log_var, 9, 'weighted')
+    terms = {'log_likelihood': jnp.zeros(4), 'kl': None}
+    for beta in (1.0, 6.0):
+        config.vae.beta = beta
+        found = vae.objective(config, terms, z, (mu, log_var), jnp.int32(0))
+        np.testing.assert_allclose(found, parts[0] + beta * parts[1] + parts[2], rtol=1e-5)
+
+
+def test_shuffling_keeps_each_numbers_values_and_parts_them():
+    z = jnp.arange(60.0).reshape(20, 3)
+    found = vae.shuffled(jax.random.key(0), z)
+    np.testing.assert_array_equal(jnp.sort(found, 0), z)
+    rows = {tuple(row) for row in np.asarray(z)}
+    assert sum(tuple(row) in rows for row in np.asarray(found)) < 5
+
+
+@pytest.mark.slow
+def test_factor_vaes_judge_finds_the_total_correlation(monkeypatch):
+    """Of a Gaussian with correlation r: -log(1 - r^2) / 2, which is the mean log ratio."""
+    monkeypatch.setattr(vae, 'JUDGE', {'layers': 4, 'width': 64})  # which learns as well
+    r, judge, tx = 0.8, vae.Judge(), optax.adam(1e-3)
+    cov = np.array([[1, r], [r, 1]])
+    half = jnp.float32(np.linalg.cholesky(cov).T)
+
+    @jax.jit
+    def step(key, net):
+        def loss_fn(params, extra, key):
+            z, other = jax.random.normal(key, (2, 256, 2)) @ half
+            shuffled = vae.shuffled(jax.random.fold_in(key, 1), other)
+            return vae.judged(judge, {'params': params}, z, shuffled), (extra, {})
+
+        return descend(net, loss_fn, tx, None, key)[0]
+
+    net = Net.create(judge.init(jax.random.key(0), jnp.zeros((1, 2))), tx, False)
+    for i in range(600):
+        net = step(jax.random.key(i), net)
+    z = jax.random.normal(jax.random.key(9), (20_000, 2)) @ half
+    logits = judge.apply(net.variables(), z)
+    found = (logits[:, 0] - logits[:, 1]).mean()
+    assert found == pytest.approx(-0.5 * np.log(1 - r**2), abs=0.1)
+
+
+@pytest.mark.slow
+def test_factor_trains_the_model_on_one_half_and_the_judge_on_both():
+    method, state = start(objective='factor', **{'vae.gamma': 5.0})
+    before = state
+    state, metrics = jax.jit(method.train_step)(jax.random.key(0), state, batch_of(8))
+    assert {'total_correlation', 'judge_loss', 'elbo', 'kl'} <= metrics.keys()
+    for net, old in ((state.net, before.net), (state.judge, before.judge)):
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), net.params, old.params)
+        assert all(jax.tree.leaves(moved))
+    other = batch_of(8)
+    other['image'] = other['image'].at[4:].set(0.3)
+    again, _ = jax.jit(method.train_step)(jax.random.key(0), before, other)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), again.net.params, state.net.params)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.slow
+def test_accumulated_factor_is_a_step_too():
+    method, state = start(objective='factor', accumulate=2, batch_size=8)
+    _, metrics = jax.jit(method.train_step)(jax.random.key(0), state, batch_of(8))
+    assert np.isfinite(metrics['judge_loss'])
+
+
+# --- what is asked -------------------------------------------------------------------------------
 
 
 def test_binarize():
@@ -129,9 +242,10 @@ def test_binarize():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('likelihood', ['bernoulli', 'gaussian'])
-def test_training_reaches_every_parameter_and_improves(likelihood):
-    method, state = start(**{'vae.likelihood': likelihood})
+@pytest.mark.parametrize('network', ['conv', 'mlp'])
+@pytest.mark.parametrize('likelihood', LIKELIHOODS)
+def test_training_reaches_every_parameter_and_improves(network, likelihood):
+    method, state = start(network=network, **{'vae.likelihood': likelihood})
     step, batch, before = jax.jit(method.train_step), batch_of(4), state.net.params
     losses = []
     for i in range(20):
@@ -145,6 +259,69 @@ def test_training_reaches_every_parameter_and_improves(likelihood):
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.net.params)
     assert all(jax.tree.leaves(changed)), changed
     assert ('log_sigma' in state.net.params) == (likelihood == 'gaussian')
+
+
+OBJECTIVES = {
+    'capacity': {'vae.gamma': 1.0, 'vae.capacity': 1.0, 'vae.capacity_steps': 5},
+    'beta_tc': {'vae.data_size': 100},
+    'iwae': {'vae.samples': 12},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_objectives_train(objective):
+    method, state = start(objective=objective, **OBJECTIVES[objective])
+    step, losses = jax.jit(method.train_step), []
+    for i in range(20):
+        state, metrics = step(jax.random.key(i), state, batch_of(8))
+        losses.append(metrics['loss'])
+    assert losses[-1] < losses[5]  # the capacity has grown
+    assert ('iw_bound' in metrics) == (objective == 'iwae')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['conv', 'mlp'])
+def test_both_nets_are_told_the_class(network):
+    method, state = start(network=network, **{'data.num_classes': 3})
+    batch, keys = batch_of(2), jax.random.split(jax.random.key(0), 2)
+    other = batch | {'label': batch['label'] + 1}
+    assert jnp.abs(method.encode(state, batch) - method.encode(state, other)).max() > 1e-4
+    z = jnp.zeros((2, 3))
+    images = [method.decode(state, z, x) for x in (batch, other)]
+    assert jnp.abs(images[0] - images[1]).max() > 1e-4
+    drawn = [method.sample_step(keys, state, {'label': x['label']}) for x in (batch, other)]
+    assert jnp.abs(drawn[0] - drawn[1]).max() > 1e-4
+    assert method.latent_dim is None
+    with pytest.raises(UserError, match="no 'label'"):
+        method.encode(state, {'image': batch['image']})
+
+
+@pytest.mark.slow
+def test_noise_is_for_training_only_and_for_the_encoder():
+    changes = {'vae.likelihood': 'gaussian', 'vae.noise': 0.5}
+    (method, state), (plain, _) = start(**changes), start(**{'vae.likelihood': 'gaussian'})
+    keys, batch = jax.random.split(jax.random.key(0), 2), batch_of(2)
+    for name in ('encode', 'evaluate_step'):
+        args = (keys,) * (name == 'evaluate_step') + (state, batch)
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(method, name)(*args), getattr(plain, name)(*args)
+        )
+    noisy, clean = (m.train_step(keys[0], state, batch)[1] for m in (method, plain))
+    assert noisy['kl'] != clean['kl']
+
+
+@pytest.mark.slow
+def test_bits_are_told_of_probabilities_of_levels_only():
+    keys, batch = jax.random.split(jax.random.key(2), 2), batch_of(2)
+    for name in ('bernoulli', 'logistic_mixture'):
+        method, state = start(**{'vae.likelihood': name, 'vae.weighed': 3})
+        terms = jax.jit(method.evaluate_step)(keys, state, batch)
+        if name == 'bernoulli':
+            assert set(terms) == {'elbo', 'log_likelihood', 'kl', 'iw_bound'}
+        else:
+            for bound, bits in (('elbo', 'elbo_bits_per_dim'), ('iw_bound', 'iw_bits_per_dim')):
+                np.testing.assert_allclose(terms[bits], -terms[bound] / 64 / np.log(2), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -258,6 +435,19 @@ WRONG = [
     {'vae.sigma': -1.0, 'vae.likelihood': 'gaussian'},
     {'vae.binarize': 'yes'},
     {'vae.binarize': 'threshold', 'vae.likelihood': 'gaussian'},
+    {'vae.likelihood': 'logistic_mixture', 'data.channels': 2},
+    {'vae.beta': -1.0},
+    {'vae.warmup': -1},
+    {'vae.noise': -0.1},
+    {'vae.weighed': -1},
+    {'vae.capacity': -1.0, 'objective': 'capacity'},
+    {'vae.capacity_steps': 0, 'objective': 'capacity'},
+    {'vae.samples': 0, 'objective': 'iwae'},
+    {'vae.data_size': 0, 'objective': 'beta_tc'},
+    {'vae.estimator': 'mean', 'objective': 'beta_tc', 'vae.data_size': 999},
+    {'batch_size': 2, 'objective': 'factor'},
+    {'model.widths': (), 'network': 'mlp'},
+    {'model.activation': 'gelu', 'network': 'mlp'},
     {'ema_decay': 1.0},
     {'sample.knobs.temperature': -1.0},
 ]
@@ -266,8 +456,14 @@ WRONG = [
 @pytest.mark.parametrize('changes', WRONG)
 def test_a_wrong_config_is_told_in_one_line(changes):
     with pytest.raises(UserError, match=next(iter(changes))) as error:
-        vae.create(small(**changes))
+        vae.create(small(**changes))  # of the first field
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('choice', ['network', 'objective'])
+def test_an_unknown_choice_is_told(choice):
+    with pytest.raises(UserError, match=choice):
+        house.default('autoencoders.vae', **{choice: 'elbow'})
 
 
 def test_a_wrong_image_is_told():

@@ -477,15 +477,26 @@ def test_advice():
 
 def test_the_loop_says_once_what_goes_wrong(caplog):
     loop = train.Loop.__new__(train.Loop)
-    loop.faults = set()
-    advice = [{'a': 'do x'}, {'a': 'do x'}, {}, {'a': 'do x', 'b': 'do y'}]
+    loop.faults, loop.said = set(), set()
+    both = {'a': 'do x', 'b': 'do y'}
+    advice = [
+        {'a': 'do x'},
+        {'b': 'do y'},
+        {'a': 'do x'},
+        {'a': 'do x'},
+        both,
+        both,
+        {},
+        both,
+        both,
+    ]
     program = types.SimpleNamespace(method=types.SimpleNamespace(advise=advice.__getitem__))
     loop.program = program
-    for i in range(4):
+    for i in range(len(advice)):
         loop.warn(i, i)
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == 'step 0: a: do x'
-    assert sorted(said[1:]) == ['step 3: a: do x', 'step 3: b: do y']
+    assert said[:2] == ['step 3: a: do x', 'step 5: b: do y']
+    assert sorted(said[2:]) == ['step 8: a: do x', 'step 8: b: do y']
 
 
 RESIDUAL = {
