@@ -48,6 +48,9 @@ BITS = {
     'ode_bits_per_dim': {'kind': 'exact', 'likelihood': 'dequantised'},
     'ode_density_bits_per_dim': {'kind': 'exact', 'likelihood': 'density'},
     'elbo': {'kind': 'bound', 'unit': 'nats per image'},
+    'iw_bound': {'kind': 'bound', 'unit': 'nats per image'},
+    'elbo_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'},
+    'iw_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'},
 }
 CHUNK = 500  # images of a data set read at a time
 DIVERSE, PAIRS = 500, 1000  # images that diversity looks at, and pairs of them

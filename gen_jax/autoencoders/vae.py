@@ -29,6 +29,7 @@ from flax import linen as nn
 from flax import struct
 
 from gen_jax.autoencoders import networks
+from gen_jax.autoencoders.autoencoder import Autoencoder, corrupted, features_of, pixels, told_of
 from gen_jax.autoencoders.likelihoods import LIKELIHOODS
 from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
 from gen_jax.config import nearest, require
@@ -38,7 +39,6 @@ from gen_jax.method import (
     check_batch,
     descend,
     knob,
-    labels,
     optimizer,
     optimizer_defaults,
     steps_taken,
@@ -83,9 +83,8 @@ def defaults(network: str = 'conv', objective: str = 'elbo') -> dict:
     return {
         **networks.defaults(network),
         'objective': objective,
+        'pixels': pixels('bernoulli', 0.0),
         'vae': {
-            'likelihood': 'bernoulli',  # of pixels given z: see gen_jax.autoencoders.likelihoods
-            'sigma': 0.0,  # gaussian's, for pixels in [-1, 1]; 0: one number, learned from 1 on
             'binarize': 'none',  # for bernoulli: none; threshold at mid-grey; stochastic, each time
             'noise': 0.0,  # deviation of what is added to the images that the encoder sees
             'weighed': 0,  # samples of z for an evaluation's importance-weighted bound; 0: none
@@ -109,29 +108,8 @@ class State(struct.PyTreeNode):
     judge: Any = None
 
 
-class VAE(nn.Module):
-    """q(z|x) and p(x|z). `x` is float32 [b, h, w, c] in [-1, 1] everywhere, `z` is [b, d].
-
-    What both nets are told beside it, such as classes, is `told` [b, k] or None.
-
-    Attributes:
-      encoder: gives mu and log sigma^2 of q(z|x), [b, 2 * d].
-      decoder: gives what the likelihood takes of each pixel.
-      likelihood: of `LIKELIHOODS`.
-      sigma: standard deviation of 'gaussian'; 0 makes it a parameter.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
-    likelihood: str
-    sigma: float
-
-    def setup(self):
-        """Makes sigma, where the likelihood has one."""
-        if self.likelihood == 'gaussian' and self.sigma == 0:
-            self.log_sigma = self.param('log_sigma', nn.initializers.zeros, ())
-        elif self.likelihood == 'gaussian':
-            self.log_sigma = math.log(self.sigma)
+class VAE(Autoencoder):
+    """q(z|x) and p(x|z); `z` is [b, d], and the encoder gives mu and log sigma^2, [b, 2 * d]."""
 
     def __call__(self, x, told=None):
         """Runs every parameter, for `init`."""
@@ -140,21 +118,6 @@ class VAE(nn.Module):
     def encode(self, x, told=None):
         """The posterior q(z|x): mu [b, d] and log sigma^2 [b, d]."""
         return jnp.split(self.encoder(x, told), 2, axis=-1)
-
-    def numbers(self, z, told=None):
-        """What the likelihood takes, [b, h, w, features]."""
-        out = self.decoder(z, told)
-        if self.likelihood != 'gaussian':
-            return out
-        return jnp.concatenate([out, jnp.broadcast_to(self.log_sigma, out.shape)], -1)
-
-    def log_likelihood(self, x, z, told=None):
-        """The log-likelihood log p(x|z) [b], nats."""
-        return LIKELIHOODS[self.likelihood].log_prob(x, self.numbers(z, told))
-
-    def mean(self, z, told=None):
-        """E[x|z] [b, h, w, c], in [-1, 1]."""
-        return LIKELIHOODS[self.likelihood].mean(self.numbers(z, told))
 
 
 class Judge(nn.Module):
@@ -224,7 +187,7 @@ def weighed(
 ) -> jax.Array:
     """The importance-weighted bound of log p(x) by k samples (Burda et al. 2016, equation 8).
 
-    CHUNK samples are weighed at once, so that memory does not grow with k, but with gradients.
+    CHUNK samples are weighed at once: memory grows with k where gradients are taken only.
 
     Args:
       question, module, variables, noise: as of `bounded`; sample j of image i is drawn from
@@ -251,7 +214,7 @@ def _posterior(question, module, variables, noise):
     x = question.x
     if noise:
         keys = jax.vmap(jax.random.fold_in, (0, None))(question.keys, 2**31 - 1)
-        x = x + noise * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+        x = corrupted(keys, x, noise)
     return module.apply(variables, x, question.told, method='encode')  # [b, d] each
 
 
@@ -314,13 +277,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
     tx = optimizer(config.optimizer)
     judge, judge_tx = Judge(), optax.adam(JUDGE_RATE, JUDGE_B1, JUDGE_B2)
 
-    def told(batch):
-        label = labels(batch, classes)
-        return None if label is None else jax.nn.one_hot(label, classes)  # [b, k]
-
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
-        variables = module.init(key, batch['image'], told(batch))
+        variables = module.init(key, batch['image'], told_of(batch, classes))
         second = None
         if factor:
             second = judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, latent_dim)))
@@ -331,7 +290,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
         """A Question for each image, as the model is to see it, example i from keys[i] alone."""
         check_batch(batch, data.image_size, data.channels)
         pixel_keys, z_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # [b] each
-        return Question(z_keys, binarize(pixel_keys, batch['image'], options.binarize), told(batch))
+        return Question(
+            z_keys, binarize(pixel_keys, batch['image'], options.binarize), told_of(batch, classes)
+        )
 
     def train_step(key, state, batch):
         step = steps_taken(state.net)
@@ -375,7 +336,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         terms = bounded(question, module, variables)[0]
         if options.weighed:
             terms['iw_bound'] = weighed(question, module, variables, options.weighed)
-        if LIKELIHOODS[options.likelihood].bits:
+        if LIKELIHOODS[config.pixels.likelihood].bits:
             bits = -1 / (math.log(2) * math.prod(batch['image'].shape[1:]))
             names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
             terms |= {new: bits * terms[old] for old, new in names.items() if old in terms}
@@ -386,11 +347,13 @@ def create(config: ml_collections.ConfigDict) -> Method:
         # There is no key here: the grey image stands for its own stochastic binarisation.
         how = 'none' if options.binarize == 'stochastic' else options.binarize
         x = binarize(None, batch['image'], how)
-        return module.apply(state.net.variables(ema=True), x, told(batch), method='encode')[0]
+        return module.apply(
+            state.net.variables(ema=True), x, told_of(batch, classes), method='encode'
+        )[0]
 
     def decode(state, latents, condition):
         variables = state.net.variables(ema=True)
-        return module.apply(variables, latents, told(condition), method='mean')
+        return module.apply(variables, latents, told_of(condition, classes), method='mean')
 
     def sample_step(keys, state, condition):
         temperature = knob(config, condition, 'temperature', len(keys))
@@ -409,32 +372,18 @@ def create(config: ml_collections.ConfigDict) -> Method:
 
 
 def _module(config) -> VAE:
-    name, channels = config.vae.likelihood, config.data.channels
-    known = f'a known name{nearest(name, LIKELIHOODS)}'
-    require(name in LIKELIHOODS, 'vae.likelihood', name, known)
-    likelihood = LIKELIHOODS[name]
-    fits = not likelihood.channels or channels in likelihood.channels
-    expected = f'another: {name} is of {" or ".join(map(str, likelihood.channels))} channels'
-    require(fits, 'vae.likelihood', name, f'{expected}, and config.data.channels={channels}')
-    features = likelihood.features(channels)
-    nets = networks.build(config, 2 * config.model.latent_dim, features)
-    return VAE(*nets, name, config.vae.sigma)
+    nets = networks.build(config, 2 * config.model.latent_dim, features_of(config))
+    return VAE(*nets, config.pixels.likelihood, config.pixels.sigma)
 
 
 def _check(config) -> None:
     vae, batch = config.vae, config.batch_size
+    binary = config.pixels.likelihood == 'bernoulli'
     require(
-        vae.sigma >= 0 and (vae.sigma == 0 or vae.likelihood == 'gaussian'),
-        'vae.sigma',
-        vae.sigma,
-        "0, or a positive number with vae.likelihood='gaussian'",
-    )
-    require(
-        vae.binarize == 'none'
-        or (vae.binarize in ('threshold', 'stochastic') and vae.likelihood == 'bernoulli'),
+        vae.binarize == 'none' or (vae.binarize in ('threshold', 'stochastic') and binary),
         'vae.binarize',
         vae.binarize,
-        "'none', or 'threshold' or 'stochastic' with vae.likelihood='bernoulli'",
+        "'none', or 'threshold' or 'stochastic' with pixels.likelihood='bernoulli'",
     )
     for field in ('noise', 'weighed', *(x for x in ('beta', 'gamma', 'warmup') if x in vae)):
         require(vae[field] >= 0, f'vae.{field}', vae[field], '0 or more')
@@ -453,6 +402,5 @@ def _check(config) -> None:
         least = 2 * config.accumulate * (2 if config.objective == 'factor' else 1)
         expected = f'at least {least}: images of a batch are compared with each other'
         require(batch >= least, 'batch_size', batch, expected)
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     temperature = config.sample.knobs.temperature
     require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')

@@ -245,7 +245,7 @@ def test_binarize():
 @pytest.mark.parametrize('network', ['conv', 'mlp'])
 @pytest.mark.parametrize('likelihood', LIKELIHOODS)
 def test_training_reaches_every_parameter_and_improves(network, likelihood):
-    method, state = start(network=network, **{'vae.likelihood': likelihood})
+    method, state = start(network=network, **{'pixels.likelihood': likelihood})
     step, batch, before = jax.jit(method.train_step), batch_of(4), state.net.params
     losses = []
     for i in range(20):
@@ -299,8 +299,8 @@ def test_both_nets_are_told_the_class(network):
 
 @pytest.mark.slow
 def test_noise_is_for_training_only_and_for_the_encoder():
-    changes = {'vae.likelihood': 'gaussian', 'vae.noise': 0.5}
-    (method, state), (plain, _) = start(**changes), start(**{'vae.likelihood': 'gaussian'})
+    changes = {'pixels.likelihood': 'gaussian', 'vae.noise': 0.5}
+    (method, state), (plain, _) = start(**changes), start(**{'pixels.likelihood': 'gaussian'})
     keys, batch = jax.random.split(jax.random.key(0), 2), batch_of(2)
     for name in ('encode', 'evaluate_step'):
         args = (keys,) * (name == 'evaluate_step') + (state, batch)
@@ -315,7 +315,7 @@ def test_noise_is_for_training_only_and_for_the_encoder():
 def test_bits_are_told_of_probabilities_of_levels_only():
     keys, batch = jax.random.split(jax.random.key(2), 2), batch_of(2)
     for name in ('bernoulli', 'logistic_mixture'):
-        method, state = start(**{'vae.likelihood': name, 'vae.weighed': 3})
+        method, state = start(**{'pixels.likelihood': name, 'vae.weighed': 3})
         terms = jax.jit(method.evaluate_step)(keys, state, batch)
         if name == 'bernoulli':
             assert set(terms) == {'elbo', 'log_likelihood', 'kl', 'iw_bound'}
@@ -363,7 +363,7 @@ def test_evaluation_is_per_example(binarize):
 
 @pytest.mark.slow
 def test_encode_and_decode():
-    method, state = start(**{'vae.likelihood': 'gaussian', 'data.channels': 1})
+    method, state = start(**{'pixels.likelihood': 'gaussian', 'data.channels': 1})
     z = jax.jit(method.encode)(state, batch_of(4))
     images = jax.jit(method.decode)(state, 100 * z, {})
     assert (z.shape, images.shape) == ((4, 3), (4, 8, 8, 1))
@@ -388,7 +388,7 @@ SHAPES = {
     'model.multipliers': (1,),
     'model.hidden': 8,
     'model.latent_dim': 2,
-    'vae.likelihood': 'gaussian',
+    'pixels.likelihood': 'gaussian',
     'ema_decay': 0.0,
 }
 
@@ -407,7 +407,7 @@ NUMBERS = [
     ({}, {'model.dtype': 'bfloat16'}),
     ({}, {'vae.binarize': 'threshold'}),
     ({'vae.binarize': 'threshold'}, {'vae.binarize': 'stochastic'}),
-    ({'vae.likelihood': 'gaussian'}, {'vae.likelihood': 'gaussian', 'vae.sigma': 0.5}),
+    ({'pixels.likelihood': 'gaussian'}, {'pixels.likelihood': 'gaussian', 'pixels.sigma': 0.5}),
 ]
 
 
@@ -430,12 +430,12 @@ WRONG = [
     {'model.multipliers': (1, 0)},
     {'model.latent_dim': 0},
     {'model.dtype': 'float16'},
-    {'vae.likelihood': 'normal'},
-    {'vae.sigma': 0.5},
-    {'vae.sigma': -1.0, 'vae.likelihood': 'gaussian'},
+    {'pixels.likelihood': 'normal'},
+    {'pixels.sigma': 0.5},
+    {'pixels.sigma': -1.0, 'pixels.likelihood': 'gaussian'},
     {'vae.binarize': 'yes'},
-    {'vae.binarize': 'threshold', 'vae.likelihood': 'gaussian'},
-    {'vae.likelihood': 'logistic_mixture', 'data.channels': 2},
+    {'vae.binarize': 'threshold', 'pixels.likelihood': 'gaussian'},
+    {'pixels.likelihood': 'logistic_mixture', 'data.channels': 2},
     {'vae.beta': -1.0},
     {'vae.warmup': -1},
     {'vae.noise': -0.1},

@@ -9,6 +9,7 @@ import pytest
 
 from gen_jax import config as house
 from gen_jax.autoencoders import vae
+from gen_jax.autoencoders.quantizer import VectorQuantizer
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('pythae')
@@ -16,6 +17,7 @@ pytest.importorskip('pythae')
 from pythae import models  # noqa: E402
 from pythae.models.base.base_utils import ModelOutput  # noqa: E402
 from pythae.models.nn import BaseDecoder, BaseEncoder  # noqa: E402
+from pythae.models.vq_vae.vq_vae_utils import Quantizer, QuantizerEMA  # noqa: E402
 
 SIZE, LATENT, WIDTHS, N = 6, 4, (13, 9), 8
 LOSSES = {'bernoulli': 'bce', 'gaussian': 'mse'}
@@ -59,9 +61,10 @@ def setup(objective, likelihood, name, **changes):
     config = house.default('autoencoders.vae', network='mlp', objective=objective)
     config.data.image_size = SIZE
     config.model.update({'widths': WIDTHS, 'latent_dim': LATENT})
-    config.vae.update({'likelihood': likelihood, **changes})
+    config.vae.update(changes)
+    config.pixels.likelihood = likelihood
     if likelihood == 'gaussian':
-        config.vae.sigma = 1.0
+        config.pixels.sigma = 1.0
     config.batch_size = N
     method = vae.create(config)
     state = jax.jit(method.init)(jax.random.key(0), {'image': jnp.zeros((N, SIZE, SIZE, 1))})
@@ -202,3 +205,64 @@ def test_importance_weighted():
         for mine, layer in zip(ours, [*layers.hidden, layers.out], strict=True):
             want = layer.weight.grad.numpy().T
             np.testing.assert_allclose(mine['kernel'], want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_autoencoder():
+    config = house.default('autoencoders.autoencoder', network='mlp')
+    config.data.image_size = SIZE
+    config.model.update({'widths': WIDTHS, 'latent_dim': LATENT})
+    method = house.create(config)
+    batch, data = batch_of('gaussian')
+    state = jax.jit(method.init)(jax.random.key(0), batch)
+    encoder, decoder = Encoder(False), Decoder(False)
+    encoder.out = torch.nn.Linear(WIDTHS[-1], LATENT)
+    encoder.forward = lambda x: ModelOutput(embedding=encoder.out(hidden(encoder, x)))
+    sizes = models.AEConfig(input_dim=(1, SIZE, SIZE), latent_dim=LATENT)
+    model = models.AE(sizes, encoder=encoder, decoder=decoder)
+    copy_dense(state.net.params['encoder'], encoder)
+    copy_dense(state.net.params['decoder'], decoder)
+    found = model({'data': data})
+    _, metrics = method.train_step(jax.random.key(0), state, batch)
+    # theirs is the whole squared error
+    ours = 2 * metrics['loss'] - SIZE**2 * np.log(2 * np.pi)
+    np.testing.assert_allclose(ours, found.loss.item(), rtol=1e-5)
+
+
+def hidden(encoder, x):
+    x = x.reshape(len(x), -1)
+    for layer in encoder.hidden:
+        x = layer(x).tanh()
+    return x
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.9])
+def test_vector_quantisation(decay):
+    shape, codes = (4, 3, 2, 5), 7
+    options = {'num_embeddings': codes, 'use_ema': decay > 0, 'decay': decay}
+    sizes = models.VQVAEConfig(**options)
+    sizes.embedding_dim = shape[-1]
+    theirs = (QuantizerEMA if decay else Quantizer)(sizes)
+    z = jax.random.normal(jax.random.key(1), shape)
+    ours = VectorQuantizer(codes, shape[-1], decay)
+    variables = ours.init(jax.random.key(0), z)
+    given = torch.from_numpy(np.array(z)).requires_grad_()
+    if decay:
+        kept = variables['codebook']
+        theirs.embeddings.copy_(torch.from_numpy(np.array(kept['codes'])))
+        theirs.cluster_size.copy_(torch.from_numpy(np.array(kept['counts'])))
+        theirs.ema_embed.copy_(torch.from_numpy(np.array(kept['sums'])))
+    else:
+        weight = torch.from_numpy(np.array(variables['params']['codes']))
+        theirs.embeddings.weight.data.copy_(weight)
+    found = theirs(given)
+    mine, changed = ours.apply(variables, z, train=True, mutable=['codebook'])
+    np.testing.assert_array_equal(mine.indices, found.quantized_indices[:, 0])
+    np.testing.assert_allclose(
+        mine.z, found.quantized_vector.permute(0, 2, 3, 1).detach(), atol=1e-6
+    )
+    loss = (mine.codebook + sizes.commitment_loss_factor * mine.commitment).mean()
+    np.testing.assert_allclose(loss, found.loss.item(), rtol=1e-5)
+    if decay:
+        np.testing.assert_allclose(
+            changed['codebook']['codes'], theirs.embeddings, rtol=1e-5, atol=1e-6
+        )

@@ -106,8 +106,8 @@ def setup(likelihood, sigma):
             'model.channels': 6,
             'model.hidden': 16,
             'model.latent_dim': LATENT,
-            'vae.likelihood': likelihood,
-            'vae.sigma': sigma,
+            'pixels.likelihood': likelihood,
+            'pixels.sigma': sigma,
             'optimizer.learning_rate': 1e-2,
             'optimizer.eps': 1e-3,
         }

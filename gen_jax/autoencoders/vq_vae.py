@@ -1,0 +1,160 @@
+"""VQ-VAE: van den Oord et al. 2017, "Neural Discrete Representation Learning".
+
+    z = the code nearest to encoder(x), at each place of a map
+    loss = -log p(x|z) / D + |sg[encoder(x)] - z|^2 + beta |encoder(x) - sg[z]|^2      equation 3
+
+Each term is a mean: over the D numbers of an image, over places and numbers of a code, as in the
+authors' code (sonnet's examples/vqvae_example.py), where log p is the squared error over the data's
+variance: pixels 'gaussian' with sigma^2 half of that. With `vq.decay` codes follow a moving average
+instead of the second term (appendix A.1).
+
+In training all codes are as probable, so that the bound is log p(x|z) less log K for each place
+(section 3.2). No other prior is learned yet, and nothing is sampled.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import struct
+
+from gen_jax.autoencoders import residual
+from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, pixels
+from gen_jax.autoencoders.likelihoods import LIKELIHOODS
+from gen_jax.autoencoders.quantizer import Quantized, VectorQuantizer, perplexity
+from gen_jax.config import require
+from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
+
+# Of a distance table between the vectors of a batch and all codes, bytes.
+LARGEST_TABLE = 2**33
+
+
+def defaults() -> dict:
+    """This method's part of the config."""
+    return {
+        'model': residual.defaults(),
+        'pixels': pixels('gaussian', 0.0),
+        'vq': {
+            'codes': 512,  # K
+            'dim': 64,  # of each
+            'commitment': 0.25,  # beta
+            'decay': 0.99,  # of the moving average that codes follow; 0: they learn by gradients
+            'restart': 0.0,  # count below which an averaged code is put elsewhere; 0: never
+        },
+        'optimizer': optimizer_defaults(learning_rate=3e-4),
+        'ema_decay': 0.999,  # of the weights that encode and decode; 0: none kept
+    }
+
+
+class State(struct.PyTreeNode):
+    """Both networks and the codes; those that follow an average are in `net.extra`."""
+
+    net: Net
+
+
+class VQVAE(Autoencoder):
+    """An autoencoder with codes between its nets.
+
+    Attributes:
+      quantizer: puts codes in the place of vectors.
+    """
+
+    quantizer: VectorQuantizer = None
+
+    def __call__(self, x, train: bool = False) -> tuple[jax.Array, Quantized]:
+        """Images [b, h, w, c] -> log p(x|z) [b], nats, by their codes, and these."""
+        found = self.codes(x, train)
+        return self.log_likelihood(x, found.z), found
+
+    def codes(self, x, train: bool = False) -> Quantized:
+        """The codes of images, [b, h', w', dim]."""
+        return self.quantizer(self.encode(x), train)
+
+
+def create(config: ml_collections.ConfigDict) -> Method:
+    """The VQ-VAE that `defaults` describes.
+
+    `evaluate_step` gives 'elbo' and 'log_likelihood', nats, of pixels that are probabilities of
+    levels 'elbo_bits_per_dim' too, 'squared_error', the mean over an image's numbers, and
+    'commitment'; it, `encode` (to codes [b, h', w', dim]) and `decode` use the averaged parameters
+    where there are any. Metrics of training have the `perplexity` of a batch's codes.
+
+    Raises:
+      UserError: where the config asks for what does not exist or does not fit.
+    """
+    module, tx = _module(config), optimizer(config.optimizer)
+    data, options = config.data, config.vq
+
+    def init(key, batch):
+        check_batch(batch, data.image_size, data.channels)
+        return State(Net.create(module.init(key, batch['image']), tx, config.ema_decay > 0))
+
+    def train_step(key, state, batch):
+        check_batch(batch, data.image_size, data.channels)
+
+        def loss_fn(params, extra, keyed):
+            key, x = keyed
+            rngs, mutable = {'restart': key}, list(extra)
+            (log_likelihood, found), extra = module.apply(
+                {'params': params, **extra}, x, train=True, mutable=mutable, rngs=rngs
+            )
+            metrics = {
+                'reconstruction': log_likelihood.mean(),
+                'codebook': found.codebook.mean(),
+                'commitment': found.commitment.mean(),
+                'perplexity': perplexity(found.indices, options.codes),
+            }
+            loss = metrics['codebook'] + options.commitment * metrics['commitment']
+            return loss - metrics['reconstruction'] / x[0].size, (extra, metrics)
+
+        keyed = key, batch['image']
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
+        return State(net), metrics
+
+    def codes(state, batch):
+        check_batch(batch, data.image_size, data.channels)
+        return module.apply(state.net.variables(ema=True), batch['image'], method='codes')
+
+    def encode(state, batch):
+        return codes(state, batch).z
+
+    def decode(state, latents, condition):
+        del condition
+        return module.apply(state.net.variables(ema=True), latents, method='mean')
+
+    def evaluate_step(keys, state, batch):
+        del keys
+        found, x = codes(state, batch), batch['image']
+        variables = state.net.variables(ema=True)
+        log_likelihood = module.apply(variables, x, found.z, method='log_likelihood')
+        elbo = log_likelihood - found.indices[0].size * math.log(options.codes)
+        bits = {}
+        if LIKELIHOODS[config.pixels.likelihood].bits:
+            bits['elbo_bits_per_dim'] = -elbo / (math.log(2) * x[0].size)
+        return bits | {
+            'elbo': elbo,
+            'log_likelihood': log_likelihood,
+            'squared_error': jnp.square(decode(state, found.z, {}) - x).mean((1, 2, 3)),
+            'commitment': found.commitment,
+        }
+
+    return Method(init, train_step, evaluate_step=evaluate_step, encode=encode, decode=decode)
+
+
+def _module(config) -> VQVAE:
+    options, side = config.vq, config.data.image_size >> config.model.halvings
+    for field in ('codes', 'dim'):
+        expected = 'a whole number of at least 1'
+        require(options[field] >= 1, f'vq.{field}', options[field], expected)
+    for field in ('commitment', 'restart'):
+        require(options[field] >= 0, f'vq.{field}', options[field], '0 or more')
+    require(0 <= options.decay < 1, 'vq.decay', options.decay, '0 (none) or more, below 1')
+    expected = '0 with vq.decay=0: only codes that follow an average are put elsewhere'
+    require(options.decay > 0 or not options.restart, 'vq.restart', options.restart, expected)
+    most = LARGEST_TABLE // (4 * side**2 * config.batch_size // config.accumulate)
+    expected = f'at most {most}: the distances of a batch from all codes take 8 GiB then'
+    require(options.codes <= most, 'vq.codes', options.codes, expected)
+    nets = residual.from_config(config, options.dim, features_of(config))
+    quantizer = VectorQuantizer(options.codes, options.dim, options.decay, options.restart)
+    return VQVAE(*nets, config.pixels.likelihood, config.pixels.sigma, quantizer=quantizer)
