@@ -68,7 +68,7 @@ class VectorQuantizer(nn.Module):
         else:
             codes = self.param('codes', drawn)
         indices = nearest_codes(z, codes)
-        found = codes[indices]  # [b, ..., d]
+        found = jnp.take(codes, indices, 0)  # [b, ..., d]
         if self.decay and train and self.is_mutable_collection('codebook'):
             moved = self._moved(z, indices, counts.value, sums.value)
             kept.value, counts.value, sums.value = moved

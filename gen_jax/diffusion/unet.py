@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.config import nearest, require
+from gen_jax.nn import attention
 from gen_jax.nn.conv import conv
 from gen_jax.nn.dropout import Dropout
 from gen_jax.nn.norm import GroupNorm
@@ -109,23 +110,11 @@ class ResBlock(nn.Module):
         return kept_less(shortcut, self.remat)(self, parts) + h
 
 
-class Attention(nn.Module):
-    """Self-attention over pixels, with one head."""
+class Attention(attention.Attention):
+    """Self-attention over pixels, with one head; begins as the identity."""
 
-    groups: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        """[b, h, w, c] -> [b, h, w, c], the input plus what it attends to."""
-        b, h, w, c = x.shape
-        y = GroupNorm(self.groups, dtype=self.dtype, name='group_norm')(x)
-        q, k, v = (
-            Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c)  # [b, hw, 1, c]
-            for name in ('to_q', 'to_k', 'to_v')
-        )
-        y = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)  # [b, h, w, c]
-        return x + Dense(c, dtype=self.dtype, kernel_init=NEAR_ZERO, name='to_out')(y)
+    kernel_init: Any = INIT
+    out_init: Any = NEAR_ZERO
 
 
 class Downsample(nn.Module):
@@ -204,12 +193,12 @@ class UNet(nn.Module):
           float32 [b, h, w, out_channels].
         """
         # Attention is worth keeping nowhere: it has few operations and many values.
-        attention = Attention if self.remat == 'none' else nn.remat(Attention)
+        attends = Attention if self.remat == 'none' else nn.remat(Attention)
         block = nn.remat(ResBlock, static_argnums=3) if self.remat == 'blocks' else ResBlock
         res = partial(
             block, groups=self.groups, dropout=self.dropout, dtype=self.dtype, remat=self.remat
         )
-        attend = partial(attention, groups=self.groups, dtype=self.dtype)
+        attend = partial(attends, groups=self.groups, dtype=self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         last = len(widths) - 1
 

@@ -13,15 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from gen_jax.diffusion import gaussian, networks
 from gen_jax.diffusion.unet import UNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
-
-WEIGHTS = 'diffusion_pytorch_model.safetensors'
+from gen_jax.interop.diffusers_folder import WEIGHTS, check_fields, read_json, read_weights
 
 # Fields of UNet2DModel that our U-Net has with one value only: (that value, diffusers' default).
 FIXED = {
@@ -63,7 +61,6 @@ READ = (
 # What diffusers calls `config.diffusion.betas` and `prediction`.
 BETAS = {'linear': 'linear', 'scaled_linear': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
 PREDICTIONS = {'eps': 'epsilon', 'x_0': 'sample', 'v': 'v_prediction'}
-OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
 def load_unet(folder: str) -> tuple[UNet, dict]:
@@ -80,23 +77,11 @@ def load_unet(folder: str) -> tuple[UNet, dict]:
         are missing, superfluous or of another shape.
     """
     place = Path(folder, 'unet') if Path(folder, 'unet').is_dir() else Path(folder)
-    fields = _read_json(place / 'config.json')
+    fields = read_json(place / 'config.json')
     unet = _unet(fields, place / 'config.json')
-    weights = place / WEIGHTS
-    if not weights.is_file():
-        raise UserError(
-            f'{weights} not found; a .bin can be turned into one with diffusers: '
-            'UNet2DModel.from_pretrained(FOLDER).save_pretrained(FOLDER)'
-        )
+    tensors = read_weights(place, 'UNet2DModel')
     size, channels = fields['sample_size'], fields.get('in_channels', 3)
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise UserError(
-            f'{weights} is no safetensors file ({error}): download it whole; a small text file '
-            "there is a pointer that 'git lfs pull' replaces"
-        ) from None
-    return unet, _from_torch(tensors, _shapes(unet, size, channels), weights)
+    return unet, _from_torch(tensors, _shapes(unet, size, channels), place / WEIGHTS)
 
 
 def save_unet(unet: UNet, params: dict, image_size: int, folder: str) -> None:
@@ -179,17 +164,10 @@ def _to_torch(path: tuple[str, ...], x: np.ndarray) -> np.ndarray:
 
 
 def _from_torch(tensors: dict, shapes: dict, place: Path) -> dict:
-    tensors = {_new_name(name): tensor for name, tensor in tensors.items()}
     variables = torch_tensors.to_variables(
         tensors, {'params': shapes}, place, _diffusers_name, described='config.json describes'
     )
     return variables['params']
-
-
-def _new_name(name: str) -> str:
-    """Attention layers were renamed in diffusers 0.15; published files keep the first names."""
-    *modules, layer, leaf = name.split('.')
-    return '.'.join([*modules, OLD_NAMES.get(layer, layer), leaf])
 
 
 def _shapes(unet: UNet, size: int, channels: int) -> dict:
@@ -198,24 +176,9 @@ def _shapes(unet: UNet, size: int, channels: int) -> dict:
     return jax.eval_shape(unet.init, jax.random.key(0), x, t, label)['params']
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f'{path} not found: expected a folder as diffusers saves it')
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f'{path} is not JSON: {error}') from None
-
-
 def _unet(fields: dict, place: Path) -> UNet:
     """The module that a UNet2DModel's config describes; UserError where there is none."""
-    unknown = [name for name in fields if name not in FIXED and name not in READ]
-    if unknown:
-        raise UserError(f'{place}: field {unknown[0]!r} is not one that gen_jax can follow')
-    for name, (value, default) in FIXED.items():
-        theirs = fields.get(name, default)
-        if theirs != value:
-            raise UserError(f'{place}: {name}={theirs!r} is not supported, expected {value!r}')
+    check_fields(fields, FIXED, READ, place)
     if not isinstance(fields.get('sample_size'), int):
         raise UserError(f'{place}: sample_size={fields.get("sample_size")!r}, expected pixels')
     needed = ('down_block_types', 'up_block_types', 'block_out_channels')
@@ -275,7 +238,7 @@ def _check_schedule(diffusion, folder: str) -> None:
     place = (nested if nested.is_dir() else flat) / 'scheduler_config.json'
     if not place.is_file():
         return
-    fields = _read_json(place)
+    fields = read_json(place)
     # (what the config makes, diffusers' default)
     ours = {
         'num_train_timesteps': (diffusion.timesteps, 1000),

@@ -1,0 +1,125 @@
+"""Weights of latent diffusion's first stages in diffusers, without torch.
+
+Reads what `save_pretrained` of an `AutoencoderKL` or a `VQModel` writes.
+"""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder, VQAutoencoder
+from gen_jax.autoencoders.quantizer import VectorQuantizer
+from gen_jax.errors import UserError
+from gen_jax.interop.diffusers_folder import WEIGHTS, check_fields, read_json, read_weights
+from gen_jax.interop.tensors import to_variables
+
+# Fields that our networks have with one value only: (that value, diffusers' default).
+FIXED = {
+    'act_fn': ('silu', 'silu'),
+    'mid_block_add_attention': (True, True),
+    'norm_type': ('group', 'group'),
+    'latents_mean': (None, None),
+    'latents_std': (None, None),
+    'lookup_from_codebook': (False, False),
+}
+READ = (
+    'in_channels',
+    'out_channels',
+    'down_block_types',
+    'up_block_types',
+    'block_out_channels',
+    'layers_per_block',
+    'latent_channels',
+    'norm_num_groups',
+    'num_vq_embeddings',
+    'vq_embed_dim',
+    'scaling_factor',
+    'shift_factor',
+    'use_quant_conv',
+    'use_post_quant_conv',
+    'sample_size',
+    'force_upcast',
+    '_class_name',
+    '_diffusers_version',
+    '_name_or_path',
+)
+KINDS = ('AutoencoderKL', 'VQModel')
+
+
+def load(folder: str) -> tuple[FirstStage, dict, tuple[float, float]]:
+    """The networks in a diffusers folder.
+
+    Args:
+      folder: holds `config.json` and `diffusion_pytorch_model.safetensors`, or does in `vae/` or
+        `vqvae/`.
+
+    Returns:
+      The module; its variables, float32 NumPy arrays; and (factor, shift): a diffusion model has
+      factor * (latents - shift).
+
+    Raises:
+      UserError: where files are missing, or the networks are ones that gen_jax has not, or tensors
+        are missing, superfluous or of another shape.
+    """
+    nested = (Path(folder, name) for name in ('vae', 'vqvae'))
+    place = next((path for path in nested if path.is_dir()), Path(folder))
+    fields = read_json(place / 'config.json')
+    module = _module(fields, place / 'config.json')
+    f = 2 ** (len(module.encoder.multipliers) - 1)
+    x = jnp.zeros((1, f, f, fields.get('in_channels', 3)))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    tensors = read_weights(place, fields['_class_name'])
+    variables = to_variables(
+        tensors, shapes, place / WEIGHTS, torch_name, described='config.json describes'
+    )
+    scale = fields.get('scaling_factor', 0.18215), fields.get('shift_factor') or 0.0
+    return module, variables, scale
+
+
+def torch_name(name: str) -> str:
+    """'encoder.down_0_resnet_1.conv1.weight' -> 'encoder.down_blocks.0.resnets.1.conv1.weight'."""
+    if name == 'quantizer.codes':
+        return 'quantize.embedding.weight'
+    name = re.sub(r'\.mid_([a-z]+)_(\d+)\.', r'.mid_block.\1s.\2.', name)
+    name = re.sub(r'\.(down|up)_(\d+)_resnet_(\d+)\.', r'.\1_blocks.\2.resnets.\3.', name)
+    name = re.sub(
+        r'\.(down|up)_(\d+)_(down|up)sampler\.', r'.\1_blocks.\2.\3samplers.0.conv.', name
+    )
+    return name.replace('.to_out.', '.to_out.0.')
+
+
+def _module(fields: dict, place: Path) -> FirstStage:
+    kind = fields.get('_class_name')
+    if kind not in KINDS:
+        raise UserError(f'{place}: _class_name={kind!r}, expected {" or ".join(KINDS)}')
+    check_fields(fields, FIXED, READ, place)
+    widths = fields.get('block_out_channels', [64])
+    n = len(widths)
+    blocks = ['DownEncoderBlock2D'] * n, ['UpDecoderBlock2D'] * n
+    theirs = tuple(
+        fields.get(f'{name}_block_types', usual[:1])
+        for name, usual in zip(('down', 'up'), blocks, strict=True)
+    )
+    if theirs != blocks:
+        raise UserError(f'{place}: blocks {theirs} are not supported, expected {blocks}')
+    if any(width % widths[0] for width in widths):
+        raise UserError(f'{place}: block_out_channels={widths} are no multiples of the first')
+    shared = {
+        'channels': widths[0],
+        'multipliers': tuple(width // widths[0] for width in widths),
+        'blocks': fields.get('layers_per_block', 1),
+        'groups': fields.get('norm_num_groups', 32),
+    }
+    latent = fields.get('latent_channels', 4 if kind == 'AutoencoderKL' else 3)
+    decoder = Decoder(features=fields.get('out_channels', 3), **shared)
+    if kind == 'AutoencoderKL':
+        pointwise = [fields.get(f'use_{name}_conv', True) for name in ('quant', 'post_quant')]
+        if len(set(pointwise)) > 1:
+            raise UserError(f'{place}: use_quant_conv and use_post_quant_conv differ')
+        return KLAutoencoder(Encoder(features=2 * latent, **shared), decoder, latent, pointwise[0])
+    dim = fields.get('vq_embed_dim') or latent
+    quantizer = VectorQuantizer(fields.get('num_vq_embeddings', 256), dim)
+    encoder = Encoder(features=latent, **shared)
+    return VQAutoencoder(encoder, decoder, dim, quantizer=quantizer)
