@@ -1,5 +1,7 @@
 """Sets of images against each other, through one feature network: which numbers need what."""
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -7,11 +9,11 @@ import numpy as np
 
 from gen_jax.config import nearest
 from gen_jax.errors import UserError
+from gen_jax.metrics import prdc
 from gen_jax.metrics.features.extract import Extractor
 from gen_jax.metrics.fid import Moments, Statistics, fid
 from gen_jax.metrics.inception_score import inception_score
 from gen_jax.metrics.kid import kid
-from gen_jax.metrics.prdc import prdc
 
 # What each metric looks at, and whether it needs every image's features or their moments only.
 ROLE = {'fid': 'pool', 'sfid': 'spatial', 'kid': 'pool', 'prdc': 'pool', 'is': 'logits'}
@@ -46,7 +48,8 @@ class Options(NamedTuple):
 DEFAULTS = Options()
 
 
-class Seen(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
     """A set of images as a network sees it: all that the metrics asked for need of it.
 
     Attributes:
@@ -145,6 +148,12 @@ def compare(
     return rows
 
 
+@functools.lru_cache(maxsize=1)
+def _reference(real: Seen, role: str, k: int, k_density: int) -> prdc.Reference:
+    """That of the last set that was compared with: its balls take longer than all else."""
+    return prdc.Reference(real.features[role], k, k_density)
+
+
 def _one(name: str, real: Seen, fake: Seen, options: Options) -> dict[str, dict]:
     role = ROLE[name]
     if name in ('fid', 'sfid'):
@@ -167,7 +176,7 @@ def _one(name: str, real: Seen, fake: Seen, options: Options) -> dict[str, dict]
         if size < max(len(a), len(b)):
             row['standard_error'] = found['standard_error']
         return {name: row}
-    found = prdc(a, b, options.pr_neighbours, options.dc_neighbours)
+    found = _reference(real, role, options.pr_neighbours, options.dc_neighbours)(b)
     dense = ('density', 'coverage')
     ks = {x: options.dc_neighbours if x in dense else options.pr_neighbours for x in found}
     return {measure: {'value': value, 'k': ks[measure]} for measure, value in found.items()}

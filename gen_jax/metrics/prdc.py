@@ -45,35 +45,50 @@ def prdc(
     Raises:
       UserError: where a set has no k-th neighbour, or as `check_features` says.
     """
-    if min(k, k_density, block) < 1:
-        raise UserError(
-            f'prdc with k={k}, k_density={k_density}, block={block}: expected at least 1 of each'
-        )
-    real = check_features(real, 'the real features', at_least=max(k, k_density) + 1)
-    fake = check_features(fake, 'the fake features', at_least=k + 1)
-    check_same_size(real.shape[1], fake.shape[1])
-    # Distances stay; the squares, which set the rounding, become small.
-    centre = real.mean(axis=0, dtype=np.float64)
-    real, fake = real - centre, fake - centre
-    (real_ball, _), (_, density_ball) = _balls(real, [k, k_density], block)
-    [(fake_ball, _)] = _balls(fake, [k], block)
+    return Reference(real, k, k_density, block)(fake)
 
-    precise = np.zeros(len(fake), bool)
-    recalled = covered = inside_count = 0
-    for rows, distance in _squared_distances(real, fake, block):  # [b, m]
-        precise |= (distance <= real_ball[rows, None]).any(axis=0)
-        recalled += (distance <= fake_ball).any(axis=1).sum()
-        inside = distance < density_ball[rows, None]
-        inside_count += inside.sum()
-        covered += inside.any(axis=1).sum()
-    precision, recall = float(precise.mean()), float(recalled / len(real))
-    return {
-        'precision': precision,
-        'recall': recall,
-        'f1': 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        'density': float(inside_count / (k_density * len(fake))),
-        'coverage': float(covered / len(real)),
-    }
+
+class Reference:
+    """Real samples and their balls, for several sets of fakes; args and errors as of `prdc`."""
+
+    def __init__(self, real: np.ndarray, k: int = 3, k_density: int = 5, block: int = 256):
+        """Finds the balls, in time n^2 d."""
+        if min(k, k_density, block) < 1:
+            raise UserError(
+                f'prdc with k={k}, k_density={k_density}, block={block}: expected at least 1 of '
+                'each'
+            )
+        real = check_features(real, 'the real features', at_least=max(k, k_density) + 1)
+        self._k, self._k_density, self._block = k, k_density, block
+        # Distances stay; the squares, which set the rounding, become small.
+        self._centre = real.mean(axis=0, dtype=np.float64)
+        self._real = real - self._centre
+        (self._ball, _), (_, self._density_ball) = _balls(self._real, [k, k_density], block)
+
+    def __call__(self, fake: np.ndarray) -> dict[str, float]:
+        """What `prdc` gives."""
+        real, k = self._real, self._k
+        fake = check_features(fake, 'the fake features', at_least=k + 1)
+        check_same_size(real.shape[1], fake.shape[1])
+        fake = fake - self._centre
+        [(fake_ball, _)] = _balls(fake, [k], self._block)
+
+        precise = np.zeros(len(fake), bool)
+        recalled = covered = inside_count = 0
+        for rows, distance in _squared_distances(real, fake, self._block):  # [b, m]
+            precise |= (distance <= self._ball[rows, None]).any(axis=0)
+            recalled += (distance <= fake_ball).any(axis=1).sum()
+            inside = distance < self._density_ball[rows, None]
+            inside_count += inside.sum()
+            covered += inside.any(axis=1).sum()
+        precision, recall = float(precise.mean()), float(recalled / len(real))
+        return {
+            'precision': precision,
+            'recall': recall,
+            'f1': 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+            'density': float(inside_count / (self._k_density * len(fake))),
+            'coverage': float(covered / len(real)),
+        }
 
 
 def _balls(x: np.ndarray, ks: list[int], block: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Sets of images by name: a folder, an array of images in a file, or saved statistics."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -257,7 +258,7 @@ def look(
     moments = {compare.ROLE[name]: found for name, found in saved.items() if found}
     if rest := [name for name in metrics if not saved.get(name)]:
         seen = compare.look(watch(images.batches(READ)), extractor, rest)
-        return seen._replace(moments=seen.moments | moments)
+        return dataclasses.replace(seen, moments=seen.moments | moments)
     n = next(iter(moments.values())).provenance.get('n')
     return compare.Seen(n, moments, {})
 

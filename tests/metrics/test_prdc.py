@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from gen_jax.errors import UserError
+from gen_jax.metrics import compare
+from gen_jax.metrics import prdc as prdc_module
 from gen_jax.metrics.prdc import prdc
 
 
@@ -158,3 +160,21 @@ def test_refuses(change, message):
 
 def test_smallest_sets():
     assert prdc(draw(6, 3), draw(4, 3))['recall'] > 0
+
+
+def test_the_reference_is_measured_once(monkeypatch):
+    """A judge compares samples, and real images, with the same reference."""
+    found, measure = [], prdc_module._balls
+    monkeypatch.setattr(
+        prdc_module, '_balls', lambda x, ks, block: found.append(len(x)) or measure(x, ks, block)
+    )
+    real, fake, other = draw(50, 3), draw(40, 3, seed=1), draw(30, 3, seed=2)
+    seen = [compare.Seen(len(x), {}, {'pool': x}) for x in (real, fake, other)]
+    for i in (1, 2):
+        rows = compare.compare(seen[0], seen[i], ['prdc'])
+        want = prdc(real, (fake, other)[i - 1])
+        assert {name: row['value'] for name, row in rows.items()} == want
+    again = compare.Seen(50, {}, {'pool': real})
+    compare.compare(again, seen[1], ['prdc'])
+    # Of each comparison and of `prdc` itself; of the reference at the first of each object only.
+    assert found == [50, 40, 50, 40, 30, 50, 30, 50, 40]
