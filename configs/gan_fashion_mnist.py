@@ -58,7 +58,7 @@ def get_config(variant: str = ''):
         'optimizer.b1': 0.0,
         'optimizer.b2': 0.9,
     }
-    r1 = {'gan.penalty': 'r1', 'gan.penalty_weight': 1.0, 'gan.penalty_every': 4}
+    r1 = {'gan.penalty': 'r1', 'gan.penalty_weight': 0.02, 'gan.penalty_every': 4}
     labelled = {
         'data.num_classes': 10,
         'eval.metrics': ('fid', 'kid', 'prdc', 'accuracy', 'modes', 'diversity'),

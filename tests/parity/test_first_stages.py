@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gen_jax.autoencoders.ldm import Decoder, Encoder, KLAutoencoder, VQAutoencoder
+from gen_jax.autoencoders.patch import PatchDiscriminator
 from gen_jax.autoencoders.quantizer import VectorQuantizer
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_first_stage
@@ -182,3 +183,57 @@ def test_names_of_old_files(tmp_path):
     save_file(tensors, file)
     _, found, _ = diffusers_first_stage.load(str(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+class PatchGAN(torch.nn.Sequential):
+    """Isola et al.'s, written here a second time: convolutions of 4x4, three of them halving."""
+
+    def __init__(self, channels, width, layers):
+        parts, before = [], channels
+        for i in range(layers + 1):
+            after = width * min(2**i, 8)
+            stride = 2 if i < layers else 1
+            parts.append(torch.nn.Conv2d(before, after, 4, stride, 1, bias=i == 0))
+            parts += [torch.nn.BatchNorm2d(after)] * (i > 0)
+            parts.append(torch.nn.LeakyReLU(0.2))
+            before = after
+        super().__init__(*parts, torch.nn.Conv2d(before, 1, 4, 1, 1))
+
+
+@pytest.mark.parametrize(('layers', 'shape'), [(3, (2, 32, 40, 3)), (1, (3, 9, 8, 1))])
+@pytest.mark.parametrize('train', [True, False])
+def test_patch_discriminator(layers, shape, train):
+    net = PatchDiscriminator(6, layers)
+    x = jax.random.uniform(jax.random.key(0), shape, minval=-1.0)
+    variables = net.init(jax.random.key(1), x)
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: jnp.float32(abs(random.normal(size=leaf.shape)) * 0.3 + 0.1), variables
+    )
+    theirs = PatchGAN(shape[-1], 6, layers).train(train)
+    convs = [part for part in theirs if isinstance(part, torch.nn.Conv2d)]
+    norms = [part for part in theirs if isinstance(part, torch.nn.BatchNorm2d)]
+    params, stats = variables['params'], variables['batch_stats']
+    with torch.no_grad():
+        for i, part in enumerate(convs):
+            kernel = np.array(params[f'conv_{i}']['kernel'].transpose(3, 2, 0, 1))
+            part.weight.copy_(torch.from_numpy(kernel))
+            if part.bias is not None:
+                part.bias.copy_(torch.from_numpy(np.array(params[f'conv_{i}']['bias'])))
+        for i, part in enumerate(norms, 1):
+            for name, leaf in (
+                ('weight', params[f'norm_{i}']['scale']),
+                ('bias', params[f'norm_{i}']['bias']),
+                ('running_mean', stats[f'norm_{i}']['mean']),
+                ('running_var', stats[f'norm_{i}']['var']),
+            ):
+                getattr(part, name).copy_(torch.from_numpy(np.array(leaf)))
+    want = theirs(nchw(x))[:, 0].detach().numpy()
+    found, _ = net.apply(variables, x, train=train, mutable=['batch_stats'])
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def test_patch_discriminators_size():
+    net = PatchDiscriminator()
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 70, 70, 3)))['params']
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 2_765_633

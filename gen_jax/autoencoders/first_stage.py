@@ -1,0 +1,300 @@
+"""Latent diffusion's first stage: Rombach et al. 2022, section 3.1 and appendix G.
+
+    loss = |x - x'| + p LPIPS(x, x') + lambda w(theta) (-D(x')) + regularisation
+
+summed over the numbers of an image, x' what comes back. The discriminator D learns by the hinge
+loss and counts from `first_stage.judged_from` steps on; w is the ratio of both gradients by the
+last convolution's kernel (Esser et al. 2021, equation 7). Two kinds, `config.kind`:
+
+* 'kl': Gaussian latents, regularised by `kl_weight` times their KL divergence from N(0, I).
+* 'vq': codes that learn by gradients (equation 3 of van den Oord et al. 2017), weighed by
+  `codebook_weight`, which counts for an image's mean; the rest is then a mean too, as in the
+  authors' code.
+
+Nothing is sampled: a diffusion model draws latents (`config.first_stage` of one).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import struct
+
+from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder, VQAutoencoder
+from gen_jax.autoencoders.patch import PatchDiscriminator
+from gen_jax.autoencoders.posterior import kl_divergence
+from gen_jax.autoencoders.quantizer import VectorQuantizer, perplexity
+from gen_jax.config import nearest, require
+from gen_jax.method import (
+    Method,
+    Net,
+    check_batch,
+    descend,
+    optimizer,
+    optimizer_defaults,
+    steps_taken,
+)
+from gen_jax.metrics import lpips
+
+CHOICES = ('kind',)
+KINDS = {
+    'kl': {'kl_weight': 1e-6},  # of the KL divergence, nats per image
+    'vq': {
+        'codes': 8192,  # K
+        'codebook_weight': 1.0,  # of the distance of codes from what they stand for
+        'commitment': 0.25,  # and of the encoder's part in it
+    },
+}
+# Of w: it is no larger, and no gradient is taken to be smaller.
+LARGEST_WEIGHT, SMALLEST_GRADIENT = 1e4, 1e-4
+
+
+def defaults(kind: str = 'kl') -> dict:
+    """This method's part of the config: Stable Diffusion's first stage.
+
+    Raises:
+      UserError: where there is no such kind.
+    """
+    require(kind in KINDS, 'kind', kind, f'a known name{nearest(kind, KINDS)}')
+    return {
+        'kind': kind,
+        'model': {
+            'channels': 128,  # width of the level next to the image
+            'multipliers': (1, 2, 4, 4) if kind == 'kl' else (1, 2, 4),  # width of each level
+            'blocks': 2,  # residual ones of each level; the decoder's have one more
+            'groups': 32,  # of each group norm
+            'latent_channels': 4 if kind == 'kl' else 3,  # numbers at each place
+            'dtype': 'float32',  # of the computation: float32 or bfloat16
+        },
+        'judge': {
+            'width': 64,  # of the discriminator's first layer
+            'layers': 3,  # of its convolutions, so many halve the image
+        },
+        'first_stage': {
+            'perceptual': '',  # LPIPS's network: vgg, alex, squeeze; '': none
+            'perceptual_weight': 1.0,  # p
+            'perceptual_weights': '',  # file of that network's weights; '': the cache
+            'perceptual_heads': '',  # file of LPIPS's heads; '': the cache
+            'judge_weight': 0.5,  # lambda; 0: no discriminator
+            'judged_from': 50_001,  # the step from which the discriminator counts
+            **KINDS[kind],
+        },
+        'optimizer': optimizer_defaults(learning_rate=4.5e-6, b1=0.5, b2=0.9),
+        'ema_decay': 0.0,  # of the weights that encode and decode; 0: none kept
+    }
+
+
+class State(struct.PyTreeNode):
+    """What is trained, and what it is seen through.
+
+    Attributes:
+      net: encoder, decoder and codes.
+      judge: the discriminator; None where there is none.
+      perceptual: LPIPS's variables, which stay; None where there are none.
+    """
+
+    net: Net
+    judge: Any
+    perceptual: Any
+
+
+def create(config: ml_collections.ConfigDict) -> Method:
+    """The first stage that `defaults` describes.
+
+    `evaluate_step` gives 'squared_error', the mean over an image's numbers, and 'kl', nats, or
+    'commitment'; it, `encode` (to latents [b, h', w', latent_channels], of 'kl' the means) and
+    `decode` use the averaged parameters where there are any.
+
+    Raises:
+      UserError: where the config asks for what does not exist or does not fit, or weights of
+        LPIPS's network are not found.
+    """
+    module = _module(config)
+    _check(config)
+    data, options, kl = config.data, config.first_stage, config.kind == 'kl'
+    judge, dtype = _judge(config), jnp.dtype(config.model.dtype)
+    tx, net_name = optimizer(config.optimizer), options.perceptual
+    places = options.perceptual_weights, options.perceptual_heads
+    perceptual = lpips.load(net_name, *places) if net_name else None
+
+    def init(key, batch):
+        check_batch(batch, data.image_size, data.channels)
+        x = batch['image']
+        second = None
+        if judge:
+            second = judge.init(jax.random.fold_in(key, 1), x, train=True)
+            second = Net.create(second, tx, False)
+        net = Net.create(module.init(key, x), tx, config.ema_decay > 0)
+        return State(net, second, jax.tree.map(jnp.asarray, perceptual))
+
+    def latents_of(variables, x, keys=None):
+        """Latents, what regularises each image [b], and means by name; drawn where keys are."""
+        if kl:
+            mean, log_var = module.apply(variables, x, method='posterior')
+            z = mean
+            if keys is not None:
+                noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+                z = mean + jnp.exp(log_var / 2) * noise
+            flat = (part.reshape(len(x), -1) for part in (mean, log_var))
+            found = kl_divergence(*flat)
+            return z, options.kl_weight * found, {'kl': found}
+        found = module.apply(variables, x, method='codes')
+        rest = found.codebook + options.commitment * found.commitment
+        told = {'codebook': found.codebook, 'commitment': found.commitment}
+        told |= {'perplexity': perplexity(found.indices, options.codes)}
+        return found.z, options.codebook_weight * rest, told
+
+    def reconstruction(state, back, x):
+        """How far images are from what they were, [b]: a sum over numbers, of 'vq' a mean."""
+        distance = jnp.abs(back - x).mean((1, 2, 3))
+        if net_name:
+            apart = lpips.lpips(state.perceptual, back, x, net_name)
+            distance += options.perceptual_weight * apart
+        return distance * (x[0].size if kl else 1)
+
+    def judged(variables, x):
+        return judge.apply(variables, x, train=True, mutable=['batch_stats'])
+
+    def train_step(key, state, batch):
+        check_batch(batch, data.image_size, data.channels)
+        counts = (steps_taken(state.net) >= options.judged_from).astype(jnp.float32)
+
+        def loss_fn(params, extra, keyed):
+            keys, x = keyed
+            variables = {'params': params, **extra}
+            z, rest, told = latents_of(variables, x, keys)
+            back = module.apply(variables, z, method='decode')
+            apart = reconstruction(state, back, x)
+            loss, metrics = (apart + rest).mean(), {'reconstruction': apart, **told}
+            if judge:
+                fooled = partial(_fooling, judged, state.judge.variables())
+                weight = balance(
+                    module, variables, z, lambda y: reconstruction(state, y, x).mean(), fooled
+                )
+                loss += counts * options.judge_weight * weight * fooled(back)
+                metrics['balance'] = weight
+            return loss, (extra, jax.tree.map(jnp.mean, metrics))
+
+        keyed = jax.random.split(key, len(batch['image'])), batch['image']
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
+        if not judge:
+            return state.replace(net=net), metrics
+
+        def judge_loss(params, extra, keyed):
+            keys, x = keyed
+            z, _, _ = latents_of(net.variables(), x, keys)
+            back = module.apply(net.variables(), z, method='decode')
+            on_real, extra = judged({'params': params, **extra}, x)
+            on_back, extra = judged({'params': params, **extra}, back)
+            loss = (jax.nn.relu(1 - on_real).mean() + jax.nn.relu(1 + on_back).mean()) / 2
+            right = {'real_accuracy': (on_real > 0).mean(), 'fake_accuracy': (on_back < 0).mean()}
+            return counts * loss, (extra, right)
+
+        second, found = descend(state.judge, judge_loss, tx, None, keyed, config.accumulate)
+        found = {f'judge_{name}': value for name, value in found.items()}
+        return state.replace(net=net, judge=second), metrics | found
+
+    def encode(state, batch):
+        check_batch(batch, data.image_size, data.channels)
+        return latents_of(state.net.variables(ema=True), batch['image'])[0]
+
+    def decode(state, latents, condition):
+        del condition
+        variables = state.net.variables(ema=True)
+        return jnp.clip(module.apply(variables, latents.astype(dtype), method='decode'), -1, 1)
+
+    def evaluate_step(keys, state, batch):
+        del keys
+        x = batch['image']
+        z, _, told = latents_of(state.net.variables(ema=True), x)
+        terms = {'squared_error': jnp.square(decode(state, z, {}) - x).mean((1, 2, 3))}
+        return terms | ({'kl': told['kl']} if kl else {'commitment': told['commitment']})
+
+    return Method(init, train_step, evaluate_step=evaluate_step, encode=encode, decode=decode)
+
+
+def _fooling(judged, variables: dict, back: jax.Array) -> jax.Array:
+    """What is small where the discriminator takes images for real: a mean over patches."""
+    return -judged(variables, back)[0].mean()
+
+
+def balance(module: FirstStage, variables: dict, z: jax.Array, apart, fooled) -> jax.Array:
+    """w(theta): by how much the reconstruction's gradient is the larger (Esser et al. 2021, eq. 7).
+
+    By the last convolution's kernel; no gradient flows through it.
+
+    Args:
+      module, variables: the networks.
+      z: latents.
+      apart, fooled: losses, of images that come back -> scalar.
+    """
+    fixed = jax.lax.stop_gradient(variables)
+    last = fixed['params']['decoder']['conv_out']
+
+    def back(kernel):
+        decoder = fixed['params']['decoder'] | {'conv_out': last | {'kernel': kernel}}
+        params = fixed['params'] | {'decoder': decoder}
+        return module.apply(fixed | {'params': params}, jax.lax.stop_gradient(z), method='decode')
+
+    images, pull = jax.vjp(back, last['kernel'])
+    sizes = [jnp.linalg.norm(pull(jax.grad(loss)(images))[0]) for loss in (apart, fooled)]
+    weight = jnp.minimum(sizes[0] / (sizes[1] + SMALLEST_GRADIENT), LARGEST_WEIGHT)
+    return jax.lax.stop_gradient(weight)
+
+
+def _module(config) -> FirstStage:
+    model, channels = config.model, config.data.channels
+    for field in ('channels', 'blocks', 'groups', 'latent_channels'):
+        expected = 'a whole number of at least 1'
+        require(model[field] >= 1, f'model.{field}', model[field], expected)
+    multipliers = tuple(model.multipliers)
+    expected = 'one whole number of at least 1 per level, such as (1, 2, 4)'
+    fits = len(multipliers) > 0 and min(multipliers) >= 1
+    require(fits, 'model.multipliers', multipliers, expected)
+    expected = f'a divisor of model.channels={model.channels}'
+    require(model.channels % model.groups == 0, 'model.groups', model.groups, expected)
+    factor, size = 2 ** (len(multipliers) - 1), config.data.image_size
+    expected = f'a multiple of {factor}, as model.multipliers halve it {len(multipliers) - 1} times'
+    require(size % factor == 0, 'data.image_size', size, expected)
+    dtypes = ('float32', 'bfloat16')
+    require(model.dtype in dtypes, 'model.dtype', model.dtype, "'float32' or 'bfloat16'")
+    shared = {'channels': model.channels, 'multipliers': multipliers, 'blocks': model.blocks}
+    shared |= {'groups': model.groups, 'dtype': jnp.dtype(model.dtype)}
+    dim, decoder = model.latent_channels, Decoder(features=channels, **shared)
+    if config.kind == 'kl':
+        return KLAutoencoder(Encoder(features=2 * dim, **shared), decoder, dim)
+    codes = config.first_stage.codes
+    require(codes >= 1, 'first_stage.codes', codes, 'a whole number of at least 1')
+    quantizer = VectorQuantizer(codes, dim)
+    return VQAutoencoder(Encoder(features=dim, **shared), decoder, dim, quantizer=quantizer)
+
+
+def _judge(config) -> PatchDiscriminator | None:
+    if not config.first_stage.judge_weight:
+        return None
+    options, size = config.judge, config.data.image_size
+    for field in ('width', 'layers'):
+        expected = 'a whole number of at least 1'
+        require(options[field] >= 1, f'judge.{field}', options[field], expected)
+    # Halved, and a pixel less for each of the two convolutions that follow.
+    left = size // 2**options.layers
+    expected = f'fewer: images of data.image_size={size} leave {left} pixels, of which 3 are needed'
+    require(left >= 3, 'judge.layers', options.layers, expected)
+    return PatchDiscriminator(options.width, options.layers, jnp.dtype(config.model.dtype))
+
+
+def _check(config) -> None:
+    options, size = config.first_stage, config.data.image_size
+    known = '', *lpips.NETS
+    expected = f"'' or one of {', '.join(lpips.NETS)}"
+    require(options.perceptual in known, 'first_stage.perceptual', options.perceptual, expected)
+    if options.perceptual:
+        least = lpips.NETS[options.perceptual].smallest_side
+        require(size >= least, 'data.image_size', size, f'at least {least}, which LPIPS needs')
+    for field in options:
+        value = options[field]
+        if isinstance(value, float | int):
+            require(value >= 0, f'first_stage.{field}', value, '0 or more')
+    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
