@@ -66,6 +66,7 @@ def get_config(variant: str = ''):
     residual = {
         'steps': 5_000,
         'gan.objective': 'hinge',
+        'gan.d_rate_ratio': 4.0,  # two time scales, as Zhang et al. 2019
         'model.latent_dim': 64,
         'model.channels': 16,
         'model.g_multipliers': (4, 4, 2, 1),
