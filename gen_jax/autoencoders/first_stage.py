@@ -114,8 +114,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     module = _module(config)
     _check(config)
     data, options, kl = config.data, config.first_stage, config.kind == 'kl'
-    judge, dtype = _judge(config), jnp.dtype(config.model.dtype)
-    tx, net_name = optimizer(config.optimizer), options.perceptual
+    judge, tx, net_name = _judge(config), optimizer(config.optimizer), options.perceptual
     places = options.perceptual_weights, options.perceptual_heads
     perceptual = lpips.load(net_name, *places) if net_name else None
 
@@ -203,7 +202,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     def decode(state, latents, condition):
         del condition
         variables = state.net.variables(ema=True)
-        return jnp.clip(module.apply(variables, latents.astype(dtype), method='decode'), -1, 1)
+        return jnp.clip(module.apply(variables, latents, method='decode'), -1, 1)
 
     def evaluate_step(keys, state, batch):
         del keys
