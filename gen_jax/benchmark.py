@@ -25,7 +25,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gen_jax.config import create
+from gen_jax import latent
 from gen_jax.plan import row
 from gen_jax.runtime import cost, random, workdir
 from gen_jax.runtime.program import Program
@@ -57,7 +57,7 @@ def run(config, folder: Path) -> None:
     Raises:
       UserError: a config, a mesh or a batch that is wrong, or a folder that cannot be written to.
     """
-    program = Program(config, create(config))
+    program = Program(config, latent.method(config))
     workdir.make(folder)
     report = measure(program, folder / '.benchmark_cache')
     if jax.process_index() == 0:

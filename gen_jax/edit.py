@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import guide
+from gen_jax import latent
 from gen_jax.config import nearest, require
 from gen_jax.data import fitting, pipeline, sources
 from gen_jax.errors import UserError
@@ -48,7 +48,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
       UserError: a task that the method has not, numbers out of range, or no images, mask or
         checkpoint.
     """
-    method = guide.method(config)
+    method = latent.method(config, guided=True)
     _check(config, method)
     workdir.check(config, folder, after_training=True)
     program = Editing(config, method)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax import guide
+from gen_jax import latent
 from gen_jax.config import nearest
 from gen_jax.errors import UserError
 from gen_jax.judge import Judge
@@ -31,7 +31,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
       UserError: a metric that the method, the data or the network cannot give, missing weights or
         images, or no checkpoint.
     """
-    program = Program(config, guide.method(config))
+    program = Program(config, latent.method(config, guided=True))
     workdir.check(config, folder, after_training=True)
     judge = Judge(program, config.eval.metrics, config.eval.n)
     step, state = load(program, folder, step)

@@ -28,10 +28,7 @@ def read(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       UserError: there is no such run, or it cannot guide this model.
     """
-    path = Path(guided_by(config)) / 'config.json'
-    if not path.is_file():
-        raise UserError(f'{_named(config)}: expected the folder of a trained run, with config.json')
-    guide = _parsed(path)
+    guide = parsed(Path(guided_by(config)), _named(config))
     _check_fit(config, guide)
     if 'sampler' in guide:
         # Estimates are guided by label alike, and clipped together.
@@ -45,8 +42,16 @@ def _named(config) -> str:
     return f'config.guide.workdir={guided_by(config)!r}'
 
 
-def _parsed(path: Path) -> ml_collections.ConfigDict:
-    """A run's config, with defaults for what there was not when it was trained."""
+def parsed(folder: Path, named: str) -> ml_collections.ConfigDict:
+    """A run's config, with defaults for what there was not when it was trained.
+
+    Args:
+      folder: of the run.
+      named: what names it, for errors.
+    """
+    path = folder / 'config.json'
+    if not path.is_file():
+        raise UserError(f'{named}: expected the folder of a trained run, with config.json')
     flat = workdir.read_json(path)
     try:
         choices = getattr(method_module(flat['method']), 'CHOICES', ())

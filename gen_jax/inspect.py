@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from clu import parameter_overview
 
-from gen_jax.config import create
+from gen_jax import latent
 from gen_jax.method import Net
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import fingerprint
@@ -15,7 +15,7 @@ from gen_jax.sample import load
 
 def run(config, folder: Path, step: str | None = None) -> None:
     """Prints each network's parameters with the exact total, FLOPs of a step, the fingerprint."""
-    program = Program(config, create(config))
+    program = Program(config, latent.method(config))
     workdir.check(config, folder, after_training=True)
     for name, net in nets(program.state_shape).items():
         print(f'{name}:')

@@ -474,6 +474,8 @@ def provenance(config, step: int, state) -> dict:
         'fit': data.fit,
         'gen_jax': workdir.code_version(),
     }
+    if latent := config.get('latent', {}).get('workdir'):
+        told['latent'] = {'workdir': latent, 'state': fingerprint(state.stage)}
     if guided_by(config):
         told['guide'] = {**workdir.plain(config.guide), 'state': fingerprint(state.guide)}
     # A trained state is the config's; one that was imported, without a step, is its folder's.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ml_collections
 
-from gen_jax.config import create
+from gen_jax import latent
 from gen_jax.errors import UserError
 from gen_jax.runtime import cost, workdir
 from gen_jax.runtime import topology as topologies
@@ -33,7 +33,7 @@ def run(config, folder: Path, topology: str | None = None) -> None:
       UserError: an unknown topology, no libtpu, a config that is wrong; where one topology is
         asked for, also chips that the mesh does not divide, or a mesh that a batch does not.
     """
-    create(config)
+    latent.method(config)
     asked = topologies.parse(topology)
     devices = [topologies.devices(each) for each in asked]
     workdir.make(folder)
@@ -60,7 +60,7 @@ def plan(config, where: Topology, devices: list) -> dict:
     Raises:
       UserError: the mesh does not divide the devices, or a batch the mesh.
     """
-    program = Program(config, create(config), devices)
+    program = Program(config, latent.method(config), devices)
     has = program.method
     asked = {'train_step': True, 'sample_step': has.sample_step, 'network_call': has.denoise}
     parts = {name: part(program, where, name) for name, yes in asked.items() if yes}
@@ -134,7 +134,7 @@ def flops_without_loops(program: Program, where: Topology) -> float:
     share = program.config.batch_size // (mesh['data'] * mesh['fsdp'])
     alone = {'accumulate': 1, 'batch_size': share, 'mesh.data': 1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
     config = changed(program.config, {**alone, 'mesh.rules': ()})
-    one = Program(config, create(config), [program.mesh.devices.flat[0]])
+    one = Program(config, latent.method(config), [program.mesh.devices.flat[0]])
     try:
         return cost.measure(one.lower_train(), where.chip)['flops'] / mesh['tensor']
     except cost.OutOfMemory:
@@ -165,7 +165,7 @@ def _first_fitting(
     for changes in tried:
         config = changed(program.config, changes)
         try:
-            smaller = Program(config, create(config), list(program.mesh.devices.flat))
+            smaller = Program(config, latent.method(config), list(program.mesh.devices.flat))
             cost.measure(lower(smaller), where.chip)
         except cost.OutOfMemory:
             continue

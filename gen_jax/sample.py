@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax import guide
+from gen_jax import latent
 from gen_jax.config import guided_by
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
@@ -32,7 +32,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
     Raises:
       UserError: no checkpoint, or samples of other settings in the way.
     """
-    program = Program(config, guide.method(config))
+    program = Program(config, latent.method(config, guided=True))
     if program.method.sample_step is None:
         raise UserError(f'config.method={config.method!r} cannot sample: it has no sample_step')
     workdir.check(config, folder, after_training=True)
@@ -73,15 +73,26 @@ def load(program: Program, folder: Path, step: str | None = None):
     """
     config, shape = program.config, program.state_shape
     if not guided_by(config):
-        return _loaded(shape, folder, step, '--step', config)
-    step, own = _loaded(shape.own, folder, step, '--step', config)
+        return loaded(shape, folder, step, '--step', config)
+    step, own = loaded(shape.own, folder, step, '--step', config)
     place, guides = Path(guided_by(config)).absolute(), config.guide.step or None
-    _, guiding = _loaded(shape.guide, place, guides, 'config.guide.step')
+    _, guiding = loaded(shape.guide, place, guides, 'config.guide.step')
     return step, shape.replace(own=own, guide=guiding)
 
 
-def _loaded(shape, folder: Path, step: str | None, field: str, config=None):
-    """(step, state) of `folder`; where it has none, of `config.init_from` if there is a config."""
+def loaded(shape, folder: Path, step: str | None, field: str, config=None):
+    """(step, state) of a run, laid out as `shape` is.
+
+    Args:
+      shape: of the state.
+      folder: of the run.
+      step: as `load` takes it.
+      field: that names the step, for errors.
+      config: whose `init_from` serves where there are no checkpoints; None: nothing does.
+
+    Raises:
+      UserError: no such checkpoint, or of another state.
+    """
     if step not in (None, 'best') and not step.isdecimal():
         raise UserError(f"{field}={step!r}: expected a number, or 'best'")
     place = folder / ('best' if step == 'best' else 'checkpoints')

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax.config import create
+from gen_jax import latent
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.evaluate import Trials, print_rows
 from gen_jax.runtime import images, workdir, writer
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
-from gen_jax.sample import LatentGrids, imported_state
+from gen_jax.sample import LatentGrids, imported_state, loaded
 
 # Steps that may wait on the device: enough to hide the host, too few to run away from it.
 AHEAD = 2
@@ -34,7 +34,7 @@ def run(config, folder: Path) -> None:
     Raises:
       UserError: bad config, data, workdir or checkpoint; or a metric that is not finite.
     """
-    program = Program(config, create(config))
+    program = Program(config, latent.method(config))
     source = sources.open_source(config.data, config.data.split)
     batches = pipeline.train_iterator(config, source, *program.reader)
     workdir.check(config, folder)
@@ -46,6 +46,8 @@ def run(config, folder: Path) -> None:
         restored = checkpoints.restore(program.state_shape)
         if restored is None:
             start, state = 0, program.init() if imported is None else imported
+            if latent.stage_of(config):
+                state = latent.begun(program, state, source, loaded)
         else:
             start, state, position = restored
             checkpoints.set_aside_after(start)

@@ -67,7 +67,7 @@ def small(**changes):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """run(**changes) -> the arrays and the picture that the mode leaves."""
-    monkeypatch.setattr(edit.guide, 'create', lambda config, guide: model(config))
+    monkeypatch.setattr(edit.latent.guide, 'create', lambda config, guide: model(config))
     with contextlib.closing(Checkpoints(tmp_path / 'checkpoints', keep=1)) as checkpoints:
         checkpoints.save(STEP, model(None).init(None, None), {})
 
@@ -290,7 +290,7 @@ def test_a_method_without_edits_is_told_of_those_that_have_them(tmp_path):
 
 
 def test_an_untrained_run_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(edit.guide, 'create', lambda config, guide: model(config))
+    monkeypatch.setattr(edit.latent.guide, 'create', lambda config, guide: model(config))
     with pytest.raises(UserError, match='train first'):
         edit.run(small(), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -265,7 +265,10 @@ def test_a_guide_is_of_the_same_kind_of_time(runs, tmp_path, method, says):
         ('{', 'is not JSON'),
         ('{}', 'is no config of this version'),
         ('{"method": "no.such"}', 'is not a method'),
-        ('{"method": "autoencoders.vae"}', "config.method='autoencoders.vae'"),
+        (
+            '{"method": "autoencoders.vae", "network": "conv", "objective": "elbo"}',
+            "config.method='autoencoders.vae'",
+        ),
         (
             '{"method": "diffusion.noised_classifier", "stepz": 3}',
             "config.stepz, did you mean 'steps'",

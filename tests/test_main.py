@@ -186,7 +186,7 @@ def test_every_tiny_config_runs_its_modes(capsys, tmp_path, config):
         assert list((tmp_path / 'samples').glob('step_*.png'))
         return
     if config.stem.startswith(
-        ('adm_classifier', 'autoencoder', 'classifier', 'first_stage', 'noised', 'vq_vae')
+        ('adm_class', 'autoenc', 'classifier', 'first_stage', 'ldm', 'noised', 'vq_vae')
     ):
         with pytest.raises(UserError, match='has no sample_step'):
             run('sample')

@@ -108,15 +108,13 @@ def create(config: ml_collections.ConfigDict) -> Method:
     `decode` use the averaged parameters where there are any.
 
     Raises:
-      UserError: where the config asks for what does not exist or does not fit, or weights of
-        LPIPS's network are not found.
+      UserError: where the config asks for what does not exist or does not fit; of `init`, where
+        weights of LPIPS's network are not found.
     """
     module = _module(config)
     _check(config)
     data, options, kl = config.data, config.first_stage, config.kind == 'kl'
     judge, tx, net_name = _judge(config), optimizer(config.optimizer), options.perceptual
-    places = options.perceptual_weights, options.perceptual_heads
-    perceptual = lpips.load(net_name, *places) if net_name else None
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -126,6 +124,8 @@ def create(config: ml_collections.ConfigDict) -> Method:
             second = judge.init(jax.random.fold_in(key, 1), x, train=True)
             second = Net.create(second, tx, False)
         net = Net.create(module.init(key, x), tx, config.ema_decay > 0)
+        places = options.perceptual_weights, options.perceptual_heads
+        perceptual = lpips.load(net_name, *places) if net_name else None
         return State(net, second, jax.tree.map(jnp.asarray, perceptual))
 
     def latents_of(variables, x, keys=None):

@@ -24,6 +24,12 @@ GUIDE = {
     'workdir': '',  # its folder; '': none
     'step': '',  # its checkpoint: a number, or best; '': the newest
 }
+# `config.latent`: a trained first stage, whose latents are learned (gen_jax.latent).
+LATENT = {
+    'workdir': '',  # its folder; '': none, images are learned
+    'step': '',  # its checkpoint: a number, or best; '': the newest
+    'factor': 0.0,  # that its latents are multiplied by; 0: what makes their deviation 1
+}
 KNOBS = {
     'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
     'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds
@@ -98,3 +104,8 @@ def _check_guide(guide, scale: float) -> None:
     require(guide.workdir or scale == 0, 'sample.knobs.guide', scale, f'0, {why}')
     require(guide.workdir or not guide.step, 'guide.step', guide.step, f"'', {why}")
     require(math.isfinite(scale), 'sample.knobs.guide', scale, 'a finite number')
+
+
+def bounded(config, x: jax.Array) -> jax.Array:
+    """Samples as images, in [-1, 1]; latents have no bounds."""
+    return x if config.latent.workdir else jnp.clip(x, -1.0, 1.0)

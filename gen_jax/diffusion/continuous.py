@@ -111,6 +111,7 @@ def defaults(network: str = 'unet') -> dict:
             }
         },
         'guide': dict(conditions.GUIDE),
+        'latent': dict(conditions.LATENT),
     }
 
 
@@ -202,7 +203,7 @@ def create(config, guide: Method | None = None) -> Method:
     def sample_step(keys, state, condition):
         number = partial(knob, config, condition, n=len(keys))
         asked, path = partial(denoise, state, condition=condition), visited(condition, len(keys))
-        return jnp.clip(solvers.run(config, asked, path, keys, shape, number), -1.0, 1.0)
+        return conditions.bounded(config, solvers.run(config, asked, path, keys, shape, number))
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)

@@ -89,6 +89,7 @@ def defaults(network: str = 'unet') -> dict:
         },
         'sample': {'knobs': {**solvers.knobs(steps=50, continuous=False), **conditions.KNOBS}},
         'guide': dict(conditions.GUIDE),
+        'latent': dict(conditions.LATENT),
     }
 
 
@@ -143,7 +144,7 @@ def create(config, guide: Method | None = None) -> Method:
         learned = (sampler.name, sampler.variance) == ('ancestral', 'learned_range')
         says = partial(with_share if learned else denoise, state, condition=condition)
         times = visited(condition, len(keys))
-        return jnp.clip(solvers.run(config, says, times, keys, shape, number), -1.0, 1.0)
+        return conditions.bounded(config, solvers.run(config, says, times, keys, shape, number))
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)

@@ -29,6 +29,7 @@ FREE = (
     'edit',
     'explore',
     'guide',
+    'latent',  # what is in the state once it has begun
     'likelihood',
     'mesh',
     'data.eval_split',

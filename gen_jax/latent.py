@@ -1,0 +1,106 @@
+"""`config.latent`: a trained first stage, whose latents a diffusion model learns and draws.
+
+Latent diffusion (Rombach et al. 2022). The first stage is any run whose method encodes images to
+square maps and decodes these: autoencoders.first_stage, autoencoders.vq_vae. It stays as it is. Its
+state is part of the model's, so that a checkpoint draws images by itself; its config is read from
+its folder each time.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gen_jax import guide
+from gen_jax.config import create, guided_by, require
+from gen_jax.diffusion.staged import Staged, staged
+from gen_jax.errors import UserError
+from gen_jax.method import Method
+from gen_jax.runtime.program import Program
+
+MEASURED, PART = 256, 16  # images that the spread of latents is taken from, so many at a time
+
+
+def stage_of(config: ml_collections.ConfigDict) -> str:
+    """The folder of the run whose latents are learned; '' where images are."""
+    return config.latent.workdir if 'latent' in config else ''
+
+
+def method(config: ml_collections.ConfigDict, guided: bool = False) -> Method:
+    """The method of a config, of the latents of `config.latent`'s run where there is one.
+
+    Args:
+      config: of the model.
+      guided: whether `config.guide` may name a run that guides samples.
+
+    Raises:
+      UserError: as `create`; there is no such run, or its latents cannot be learned.
+    """
+    if not stage_of(config):
+        return guide.method(config) if guided else create(config)
+    inner = _of_latents(config)
+    return staged(create(inner), create(_stage(config)), inner.data)
+
+
+def _stage(config) -> ml_collections.ConfigDict:
+    """The first stage's config."""
+    return guide.parsed(Path(stage_of(config)), f'config.latent.workdir={stage_of(config)!r}')
+
+
+def _of_latents(config) -> ml_collections.ConfigDict:
+    """The config with what the latents are in place of what images are.
+
+    Raises:
+      UserError: it does not fit its first stage.
+    """
+    place, stage = f'config.latent.workdir={stage_of(config)!r}', _stage(config)
+    for field in ('image_size', 'channels'):
+        have, want = stage.data[field], config.data[field]
+        if have != want:
+            raise UserError(f'{place} has config.data.{field}={have}: expected {want} as here')
+    require(not config.sampler.clip, 'sampler.clip', True, 'False: latents have no bounds')
+    expected = "'' with config.latent.workdir: what guides knows images, not latents"
+    require(not guided_by(config), 'guide.workdir', guided_by(config), expected)
+    require(config.latent.factor >= 0, 'latent.factor', config.latent.factor, '0 or more')
+    first = create(stage)
+    if first.encode is None or first.decode is None:
+        raise UserError(
+            f'{place} is of config.method={stage.method!r}, which does not encode and decode: '
+            'expected a run of autoencoders.first_stage or autoencoders.vq_vae'
+        )
+    data = stage.data
+    shape = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.channels), jnp.float32)
+    batch = {'image': shape, 'label': jax.ShapeDtypeStruct((1,), jnp.int32)}
+    state = jax.eval_shape(first.init, jax.random.key(0), batch)
+    z = jax.eval_shape(first.encode, state, batch)
+    if len(z.shape) != 4 or z.shape[1] != z.shape[2]:
+        raise UserError(
+            f'{place} has latents of shape {z.shape[1:]} an image: expected a square map [h, h, d]'
+        )
+    inner = config.copy_and_resolve_references()
+    inner.data.image_size, inner.data.channels = z.shape[1], z.shape[3]
+    return inner
+
+
+def begun(program: Program, state: Staged, source, load) -> Staged:
+    """A state before its first step, with its first stage as it was trained.
+
+    Args:
+      program: of the model.
+      state: with a first stage that knows nothing.
+      source: of the training images, of which some tell how far latents spread.
+      load: (shape, folder, step, field) -> (step, state) of a run.
+    """
+    options = program.config.latent
+    place = Path(options.workdir).absolute()
+    _, stage = load(program.state_shape.stage, place, options.step or None, 'config.latent.step')
+    state = state.replace(stage=stage)
+    factor = options.factor
+    if not factor:
+        several = range(0, min(MEASURED, len(source)), PART)
+        parts = [[source[i % len(source)] for i in range(at, at + PART)] for at in several]
+        factor = 1 / np.std([program.encode(state, program.given(part)) for part in parts])
+    where = program.state_shape.factor.sharding
+    return state.replace(factor=jax.device_put(np.float32(factor), where))

@@ -1,0 +1,211 @@
+"""Latent diffusion by its commands: a first stage, a model of its latents, and images of both."""
+
+import contextlib
+import json
+import re
+import runpy
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_jax import evaluate, inspect, latent, sample, train
+from gen_jax.config import create, default
+from gen_jax.errors import UserError
+from gen_jax.runtime import workdir
+from gen_jax.runtime.checkpoint import Checkpoints
+from gen_jax.runtime.program import Program
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures('compiled_once', 'small_network'),
+]
+
+SHARED = {
+    'steps': 4,
+    'batch_size': 8,
+    'log_every': 1,
+    'sample_every': 0,
+    'checkpoint_every': 2,
+    'tensorboard': False,
+    'data.source': 'shapes',
+    'data.image_size': 16,
+    'data.channels': 3,
+}
+STAGE = {
+    'model.channels': 4,
+    'model.multipliers': (1, 2, 2),
+    'model.blocks': 1,
+    'model.groups': 2,
+    'model.latent_channels': 2,
+    'first_stage.judge_weight': 0.0,
+    'eval.metrics': ('per_example',),
+}
+MODEL = {
+    'sampler.clip': False,
+    'sample.knobs.steps': 3,
+    'sample.n': 4,
+    'sample.grid': 4,
+    'sample.batch_size': 4,
+    'eval.network': 'inception',
+    'eval.metrics': ('diversity',),
+    'eval.n': 4,
+}
+NOISE = {'diffusion.timesteps': 10, 'diffusion.beta_max': 0.5, 'diffusion.prediction': 'x_0'}
+FINGERPRINT = re.compile(r'state fingerprint (\w+)')
+
+
+def first(**changes):
+    config = default('autoencoders.first_stage')
+    config.update_from_flattened_dict({**SHARED, **STAGE, **changes})
+    return config
+
+
+def model(place, method='diffusion.gaussian', **changes):
+    config = default(method, network='small')
+    noise = NOISE if method == 'diffusion.gaussian' else {}
+    given = {**SHARED, **MODEL, **noise, 'latent.workdir': str(place), **changes}
+    config.update_from_flattened_dict(given)
+    return config
+
+
+@pytest.fixture(scope='module')
+def stage(tmp_path_factory):
+    """The folder of a first stage with random parameters, as training leaves it."""
+    folder = tmp_path_factory.mktemp('stage')
+    config = first()
+    program, random = Program(config, create(config)), np.random.default_rng(0)
+    workdir.claim(config, folder)
+    state = jax.tree.map(
+        lambda x: np.asarray(0.3 * random.standard_normal(x.shape), x.dtype), program.state_shape
+    )
+    with contextlib.closing(Checkpoints(folder / 'checkpoints', keep=1)) as checkpoints:
+        checkpoints.save(7, state, {})
+    return folder
+
+
+def restored(program, folder):
+    return sample.load(program, folder)[1]
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_training_learns_the_latents_and_leaves_the_stage(stage, tmp_path, capsys):
+    config = model(stage)
+    train.run(config, tmp_path / 'whole')
+    said = FINGERPRINT.search(capsys.readouterr().out)[1]
+    program = Program(config, latent.method(config))
+    state = restored(program, tmp_path / 'whole')
+    first_program = Program(first(), create(first()))
+    equal(state.stage, restored(first_program, stage))
+    # Latents of the images that were measured have deviation 1.
+    source = train.sources.open_source(config.data, 'train')
+    z = first_program.encode(state.stage, first_program.given([source[i] for i in range(256)]))
+    np.testing.assert_allclose(state.factor * np.std(z), 1, rtol=1e-4)
+    assert state.own.net.params['conv_out']['kernel'].shape[-1] == 2
+
+    # Stopped after two steps and gone on, also where the first stage's run is gone since.
+    stopped = model(stage, steps=2)
+    train.run(stopped, tmp_path / 'stopped')
+    train.run(config, tmp_path / 'stopped')
+    capsys.readouterr()
+    inspect.run(config, tmp_path / 'stopped')
+    assert FINGERPRINT.search(capsys.readouterr().out)[1] == said
+
+
+def test_samples_are_decoded_latents(stage, tmp_path):
+    config = model(stage, **{'latent.factor': 2.0, 'latent.step': '7'})
+    train.run(config, tmp_path)
+    method = latent.method(config)
+    program = Program(config, method)
+    state = restored(program, tmp_path)
+    assert state.factor == 2.0
+    keys, condition = jax.random.split(jax.random.key(0), 3), {}
+    inner, below = create(latent._of_latents(config)), create(first())
+    z = inner.sample_step(keys, state.own, condition)
+    assert z.shape == (3, 4, 4, 2)
+    want = below.decode(state.stage, z / 2, condition)
+    np.testing.assert_allclose(method.sample_step(keys, state, condition), want, atol=1e-5)
+    sample.run(config, tmp_path)
+    assert len(list((tmp_path / 'samples').glob('at_step_*/*.png'))) == 4
+    evaluate.run(config, tmp_path)
+    row = json.loads((tmp_path / 'metrics.json').read_text())['diversity_ssim']
+    assert row['latent']['workdir'] == str(stage)
+
+
+def test_the_loss_is_that_of_the_latents(stage):
+    config = model(stage)
+    method, inner = latent.method(config), create(latent._of_latents(config))
+    below = create(first())
+    image = jax.random.uniform(jax.random.key(1), (8, 16, 16, 3), minval=-1.0)
+    batch, key = {'image': image, 'label': jnp.zeros(8, jnp.int32)}, jax.random.key(2)
+    state = method.init(key, batch).replace(factor=jnp.float32(3))
+    z = 3 * below.encode(state.stage, batch)
+    _, want = inner.train_step(key, state.own, batch | {'image': z})
+    after, metrics = jax.jit(method.train_step)(key, state, batch)
+    np.testing.assert_allclose(metrics['loss'], want['loss'], rtol=1e-4)
+    equal(after.stage, state.stage)
+    assert after.factor == 3
+    np.testing.assert_allclose(method.encode(state, batch), z / 3, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['diffusion.gaussian', 'diffusion.continuous'])
+def test_latents_have_no_bounds(stage, name):
+    """A model whose estimate is far outside of [-1, 1] draws it, of latents only."""
+    for place in (str(stage), ''):
+        config = model(place, name)
+        config.data.image_size, config.data.channels = 4, 2
+        inner = create(config)
+        batch = {'image': jnp.zeros((2, 4, 4, 2)), 'label': jnp.zeros(2, jnp.int32)}
+        state = inner.init(jax.random.key(0), batch)
+        params = state.net.ema
+        bias = params['conv_out']['bias'] + 50.0
+        params = params | {'conv_out': params['conv_out'] | {'bias': bias}}
+        state = state.replace(net=state.net.replace(ema=params))
+        x = inner.sample_step(jax.random.split(jax.random.key(1), 2), state, {})
+        assert (jnp.abs(x).max() > 1.5) == bool(place)
+
+
+def test_a_config_has_both_stages(tmp_path, capsys):
+    def run(mode, variant, folder, **changes):
+        config = runpy.run_path('configs/ldm_shapes64.py')['get_config'](variant)
+        config.update_from_flattened_dict(changes)
+        mode.run(config, tmp_path / folder)
+        return capsys.readouterr().out
+
+    assert FINGERPRINT.search(run(train, 'tiny', 'first'))
+    place = {'latent.workdir': str(tmp_path / 'first')}
+    said = FINGERPRINT.search(run(train, 'tiny_diffusion', 'second', **place))[1]
+    run(sample, 'tiny_diffusion', 'second', **place)
+    assert list((tmp_path / 'second/samples').glob('at_step_*/*.png'))
+    assert said in run(inspect, 'tiny_diffusion', 'second', **place)
+
+
+def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
+    vae = default('autoencoders.vae')
+    vae.update_from_flattened_dict({**SHARED, 'model.channels': 4, 'model.hidden': 8})
+    workdir.claim(vae, tmp_path / 'vae')
+    gan = default('gans.adversarial')
+    gan.update_from_flattened_dict({**SHARED, 'model.width': 4})
+    workdir.claim(gan, tmp_path / 'gan')
+    for config, says in (
+        (model(tmp_path / 'nowhere'), 'expected the folder of a trained run'),
+        (model(stage, **{'data.image_size': 32}), 'image_size=16: expected 32'),
+        (model(stage, **{'data.channels': 1}), 'channels=3: expected 1'),
+        (model(stage, **{'sampler.clip': True}), 'sampler.clip'),
+        (model(stage, **{'latent.factor': -1.0}), 'latent.factor'),
+        (model(stage, **{'guide.workdir': str(stage)}), 'guide.workdir'),
+        (model(tmp_path / 'vae'), 'expected a square map'),
+        (model(tmp_path / 'gan'), 'does not encode and decode'),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)) as error:
+            latent.method(config, guided=True)
+        assert '\n' not in str(error.value)
+    shutil.copytree(stage, tmp_path / 'empty')
+    shutil.rmtree(tmp_path / 'empty/checkpoints')
+    with pytest.raises(UserError, match='no checkpoints in'):
+        train.run(model(tmp_path / 'empty'), tmp_path / 'run')
