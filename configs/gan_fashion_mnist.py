@@ -6,7 +6,7 @@ Without a variant the non-saturating game of Goodfellow et al. 2014 alone, betwe
 configs/dcgan_fashion_mnist.py. DCGAN is that with batch norm in the discriminator too; no variant
 has it there, as gradient penalties are of single images (Gulrajani et al. 2017, section 4) and
 spectral normalisation takes its place.
-Cost: 11 to 30 minutes on 2 CPU cores.
+Cost: 11 to 29 minutes on 2 CPU cores that have no other work.
 Number: no paper has one for this data set and network. Ours: see README.
 
 Variants, of the same networks:

@@ -172,6 +172,8 @@ def main(_) -> None:
             grids = [x for name in names for x in sorted((run / 'samples').glob(f'{name}_*.png'))]
             if grids:
                 shutil.copy(grids[-1], PICTURES / f'{run.name}_{kind}.png')
+        for page in sorted((run / 'explore').glob('*.png')):  # TASK_STEP.png, the newest last
+            shutil.copy(page, PICTURES / f'{run.name}_{page.stem.rpartition("_")[0]}.png')
     if FLAGS.throughput:
         table = Path(FLAGS.throughput).read_text()
         text = re.sub(r'\| task \| best of.*?\n\n', lambda _: f'{table}\n', text, flags=re.DOTALL)
