@@ -200,7 +200,9 @@ class PatchGAN(torch.nn.Sequential):
         super().__init__(*parts, torch.nn.Conv2d(before, 1, 4, 1, 1))
 
 
-@pytest.mark.parametrize(('layers', 'shape'), [(3, (2, 32, 40, 3)), (1, (3, 9, 8, 1))])
+@pytest.mark.parametrize(
+    ('layers', 'shape'), [(3, (2, 32, 40, 3)), (1, (3, 9, 8, 1)), (4, (1, 64, 48, 3))]
+)
 @pytest.mark.parametrize('train', [True, False])
 def test_patch_discriminator(layers, shape, train):
     net = PatchDiscriminator(6, layers)
