@@ -147,15 +147,17 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'repeats': 10,  # of repaint: how often, in all
             },
             'explore': {
-                # interpolate, truncation, mixing, project, boundary, principal
+                # interpolate, truncation, traverse, map, mixing, project, boundary, principal
                 'task': 'interpolate',
-                'rows': 8,  # latents to begin with; of project, images; of principal, components
+                # Latents to begin with; of project, images; of principal and traverse, components.
+                'rows': 8,
                 'columns': 8,  # places on the way of each
                 'space': 'w',  # of interpolate: z, or w
                 # (first, beyond) of the layers that take other styles; (): of mixing the latter
                 # half, of boundary and principal all
                 'layers': (),
-                'spread': 3.0,  # of boundary and principal: standard deviations to each side
+                # Of boundary, principal and traverse: standard deviations to each side.
+                'spread': 3.0,
                 'samples': 2000,  # latents that the mean of w and directions are found from
                 'attribute': 'brightness',  # of boundary; or 'class:K', as eval.network sees it
                 'images': '',  # of project: a folder of them; '': those of data.eval_split

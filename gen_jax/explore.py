@@ -1,8 +1,9 @@
-"""--mode=explore: what a trained generator draws where, in the spaces of its latents."""
+"""--mode=explore: what a trained generator or decoder draws where, in the spaces of its latents."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,9 @@ def run(config, folder: Path, step: str | None = None) -> None:
     * boundary and principal: `directions` [rows or 1, d], of length 1, `at` [columns], in standard
       deviations of w along it, and `mean` [columns], of the attribute; or `explained` [rows], the
       share of w's variance. Boundary's row i begins at z_i, all of principal's at z_0.
+    * traverse and map: `numbers` of z, those that change images most around z_0. Traverse has a
+      row for each, `at` [columns] and `change`, see `moving`; the rest is z_0's. Map has the first
+      one's values `down` [rows], the second's `across` [columns]; the rest is 0.
 
     Raises:
       UserError: a task that the method has not, numbers out of range, or no checkpoint.
@@ -173,6 +177,36 @@ def truncation(explorer: Explorer, state) -> tuple:
     return page(made), {'images': made, 'at': at}, f', {knob} from {at[0]:.2g} to {at[-1]:.2g}'
 
 
+def traverse(explorer: Explorer, state) -> tuple:
+    """One number of z after the other, the rest of it as it was (Higgins et al. 2017, figure 1)."""
+    options = explorer.options
+    expected = f'at most {explorer.latents.dim}, the numbers of z'
+    require(options.rows <= explorer.latents.dim, 'explore.rows', options.rows, expected)
+    numbers, change = moving(explorer, state)
+    numbers, at = numbers[: options.rows], strip(options)
+    z = np.tile(explorer.z(np.zeros(1, int)), (len(numbers), len(at), 1))  # [rows, columns, d]
+    z[np.arange(len(numbers)), :, numbers] = at
+    made = of_one(explorer, state, z)
+    arrays = {'images': made, 'numbers': numbers, 'at': at, 'change': change[numbers]}
+    return page(made), arrays, f', by numbers {" ".join(map(str, numbers))} of z'
+
+
+def plane(explorer: Explorer, state) -> tuple:
+    """Two numbers of z at equal shares of the prior (Kingma and Welling 2014, appendix A)."""
+    options, dim = explorer.options, explorer.latents.dim
+    require(dim >= 2, 'explore.task', options.task, 'another task: z is one number')
+    numbers, _ = moving(explorer, state)
+    rows, columns = (
+        np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
+        for n in (options.rows, options.columns)
+    )
+    z = np.zeros((len(rows), len(columns), dim), np.float32)
+    z[..., numbers[0]], z[..., numbers[1]] = rows[:, None], columns
+    made = of_one(explorer, state, z)
+    arrays = {'images': made, 'numbers': numbers[:2], 'down': rows, 'across': columns}
+    return page(made), arrays, f', number {numbers[0]} of z down, {numbers[1]} across'
+
+
 def mixing(explorer: Explorer, state) -> tuple:
     """The styles of one image, in some layers those of another (Karras et al. 2019, figure 3)."""
     options, (n, m) = explorer.options, (explorer.options.rows, explorer.options.columns)
@@ -252,6 +286,8 @@ def principal(explorer: Explorer, state) -> tuple:
 TASKS = {
     'interpolate': interpolate,
     'truncation': truncation,
+    'traverse': traverse,
+    'map': plane,
     'mixing': mixing,
     'project': projection,
     'boundary': boundary,
@@ -272,11 +308,38 @@ def strips(options, ws: np.ndarray, found: np.ndarray, scale) -> tuple[np.ndarra
 
     Columns go from -`explore.spread` to it, times `scale` (a number, or one a row).
     """
-    at = np.linspace(-options.spread, options.spread, options.columns)
+    at = strip(options)
     layers = moved_layers(options.layers, ws.shape[1])
     far = (at * np.reshape(scale, (-1, 1)))[..., None] * found[:, None]  # [rows or 1, columns, d]
     moved = ws[:, None] + layers[:, None] * far[:, :, None]
     return moved.astype(np.float32), at
+
+
+def strip(options) -> np.ndarray:
+    """Places from -`explore.spread` to it, [columns]."""
+    return np.linspace(-options.spread, options.spread, options.columns)
+
+
+def moving(explorer: Explorer, state) -> tuple[np.ndarray, np.ndarray]:
+    """Which numbers of z change images most, the first one first, and by how much each of them.
+
+    Both are [d]; the change is the mean square of pixels' differences, grey levels, between -1 and
+    1 with the rest of z as z_0 has it.
+    """
+    dim = explorer.latents.dim
+    z = np.tile(explorer.z(np.zeros(1, int)), (dim, 2, 1))
+    z[np.arange(dim), :, np.arange(dim)] = -1, 1
+    low, high = of_one(explorer, state, z).astype(np.float64).swapaxes(0, 1)  # [d, h, w, c]
+    change = np.square(high - low).mean((1, 2, 3))
+    return np.argsort(-change, kind='stable'), change
+
+
+def of_one(explorer: Explorer, state, z: np.ndarray) -> np.ndarray:
+    """Images uint8 [rows, columns, h, w, c] of z [rows, columns, d], all told z_0's label."""
+    told = np.zeros(z.shape[0] * z.shape[1], int)
+    ws = explorer.mapped(state, z.reshape(len(told), -1), told)
+    made = explorer.drawn(state, ws, told)
+    return made.reshape(*z.shape[:2], *made.shape[1:])
 
 
 def moved_layers(layers: tuple, n: int, from_middle: bool = False) -> np.ndarray:
@@ -329,8 +392,8 @@ def check(config, method) -> None:
     options, latents = config.explore, method.latents
     if latents is None:
         raise UserError(
-            f'config.method={config.method!r} has no latents: --mode=explore is for generators '
-            'that draw in one go, those of gans.adversarial (configs/*gan*.py)'
+            f'config.method={config.method!r} has no latents: --mode=explore is for what draws in '
+            'one go, gans.adversarial (configs/*gan*.py) and autoencoders.vae (configs/vae*.py)'
         )
     task = options.task
     require(task in TASKS, 'explore.task', task, f'a known task{nearest(task, TASKS)}')

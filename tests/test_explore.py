@@ -89,6 +89,30 @@ def test_truncation_leads_from_the_mean_of_w_to_the_whole(run):
     assert 'psi from 0 to 1' in said
 
 
+def test_numbers_of_z_are_moved_one_by_one_those_that_change_most_first(run):
+    made, page, said = run('traverse', rows=3, columns=3, spread=1.0)
+    size = SCALES**2 * np.square(BASIS.sum(0)).mean((1, 2, 3))
+    np.testing.assert_array_equal(made['numbers'], np.argsort(-size))
+    np.testing.assert_allclose(made['change'], 4 * 127.5**2 * np.sort(size)[::-1], rtol=0.1)
+    images = made['images'].astype(float)
+    for row, number in enumerate(made['numbers']):
+        moved = (images[row, 2] - images[row, 0]) / 127.5
+        np.testing.assert_allclose(moved, 2 * SCALES[number] * BASIS[:, number].sum(0), atol=0.02)
+    assert page.shape == (3 * 33 - 1, 3 * 33 - 1)
+    assert f'by numbers {made["numbers"][0]} ' in said
+
+
+def test_the_map_has_equal_shares_of_the_prior(run):
+    made, _, _ = run('map', rows=2, columns=4)
+    quarter = 0.6744897501960817  # half of a normal distribution is within it
+    np.testing.assert_allclose(made['down'], [-quarter, quarter])
+    np.testing.assert_allclose(made['across'], [-1.15034938, -0.31863936, 0.31863936, 1.15034938])
+    z = np.zeros((2, 4, DIM))
+    z[..., made['numbers'][0]], z[..., made['numbers'][1]] = made['down'][:, None], made['across']
+    want = pixels(np.repeat((MEAN + SCALES * z).reshape(8, 1, DIM), LAYERS, 1))
+    np.testing.assert_allclose(made['images'].reshape(want.shape), want, atol=1)
+
+
 @pytest.mark.parametrize('layers', [(), (0, 1)])
 def test_mixing_takes_the_layers_of_another(run, layers):
     made, page, _ = run('mixing', layers=layers, columns=2)
@@ -183,6 +207,7 @@ def test_principal_components_are_those_of_w(run):
         ({'task': 'mixing', 'layers': (2, 5)}, 'of the 4 layers'),
         ({'task': 'boundary', 'attribute': 'colour'}, "'brightness', or 'class:K'"),
         ({'task': 'boundary', 'attribute': 'class:3'}, 'needs a classifier'),
+        ({'task': 'traverse', 'rows': 4}, 'at most 3, the numbers of z'),
         ({'task': 'project', 'images': '/no/such/folder'}, "config.explore.images='/no/such"),
     ],
     ids=str,

@@ -202,7 +202,7 @@ def test_every_tiny_config_runs_its_modes(capsys, tmp_path, config):
         assert list((tmp_path / 'samples').glob('step_*.png'))
         assert len(list((tmp_path / 'samples').glob('at_step_*/*.png'))) == 8
     assert FINGERPRINT.search(run('inspect'))[1] == trained
-    if 'gan' in config.stem:
+    if 'gan' in config.stem or config.stem.startswith('vae'):
         run('explore')
         assert list((tmp_path / 'explore').glob('interpolate_*.png'))
     run('evaluate')

@@ -34,6 +34,7 @@ from gen_jax.autoencoders.likelihoods import LIKELIHOODS
 from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
 from gen_jax.config import nearest, require
 from gen_jax.method import (
+    Latents,
     Method,
     Net,
     check_batch,
@@ -355,10 +356,17 @@ def create(config: ml_collections.ConfigDict) -> Method:
         variables = state.net.variables(ema=True)
         return module.apply(variables, latents, told_of(condition, classes), method='mean')
 
+    def mapping(state, z, condition):
+        del state
+        return (knob(config, condition, 'temperature', len(z))[:, None] * z)[:, None]  # [n, 1, d]
+
+    def synthesis(state, ws, condition, keys=None):
+        del keys  # mean images have no noise
+        return decode(state, ws[:, 0], condition)
+
     def sample_step(keys, state, condition):
-        temperature = knob(config, condition, 'temperature', len(keys))
-        z = temperature[:, None] * normal(keys, latent_dim)  # [n, d]
-        return decode(state, z, condition)  # [n, h, w, c]
+        ws = mapping(state, normal(keys, latent_dim), condition)
+        return synthesis(state, ws, condition)  # [n, h, w, c]
 
     return Method(
         init,
@@ -368,6 +376,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         encode,
         decode,
         latent_dim=None if classes else latent_dim,
+        latents=Latents(latent_dim, mapping, synthesis, False, 'temperature'),
     )
 
 
