@@ -1,0 +1,90 @@
+"""The study of anomaly detection, on digits."""
+
+import anomaly
+import numpy as np
+import pytest
+from anomaly import SCORES, Detector, auroc, configured, measured, report, unusual
+
+from gen_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def digits():
+    """A config of a small VAE, and both splits."""
+    config = configured('digits', 8, 60, 2)
+    config.model.update({'channels': 4, 'hidden': 16, 'latent_dim': 4})
+    return config, *(anomaly.read(config, split) for split in ('train', 'test'))
+
+
+@pytest.mark.slow
+def test_a_row_has_the_chances_that_others_rank_higher(digits):
+    config, train, test = digits
+    detector = Detector(config)
+    row = measured(detector, '0', train, test)
+    assert row.keys() == {*SCORES, 'seconds'}
+    images, labels = train
+    state = detector.trained(images[labels == 0])
+    found = detector.scores(state, test[0])
+    ours, others = (found['elbo'][test[1] == 0], found['elbo'][test[1] != 0])
+    # By counting pairs.
+    pairs = others[:, None] - ours
+    assert row['elbo'] == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
+    assert row['pca'] > 0.98  # zeros are unlike the rest
+    assert row['reconstruction'] > 0.7
+    # 64 pixels; the bound is in nats.
+    np.testing.assert_allclose(found['bits'], found['iw_bound'] / 64 / np.log(2), rtol=1e-5)
+
+
+def test_what_components_leave_is_the_distance_from_their_plane(digits):
+    config, *_ = digits
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(4, 64))
+    of = 128 + (rng.normal(size=(500, 4)) @ plane)
+    away = rng.normal(size=64)
+    away -= plane.T @ np.linalg.lstsq(plane.T, away)[0]
+    images = np.stack([of[0], of[0] + 20 * away])
+    shaped = [np.round(x).clip(0, 255).astype(np.uint8).reshape(-1, 8, 8, 1) for x in (of, images)]
+    left = Detector(config).left_by_pca(shaped[1], shaped[0])
+    assert left[0] < 1e-4
+    assert left[1] == pytest.approx(np.square(20 * away / 127.5).mean(), rel=0.05)
+
+
+def test_auroc_is_the_chance_of_a_higher_score():
+    assert auroc(np.array([0, 1, 2]), np.array([1.5, 3])) == pytest.approx(5 / 6)
+    assert auroc(np.ones(4), np.ones(3)) == 0.5
+
+
+def test_images_of_other_kinds():
+    found = unusual((28, 28, 1))
+    assert {name: x.shape for name, x in found.items()} == {
+        'digits': (1797, 28, 28, 1),
+        'flat': (256, 28, 28, 1),
+        'noise': (1000, 28, 28, 1),
+    }
+    assert all(x.dtype == np.uint8 for x in found.values())
+    assert (found['flat'].std((1, 2, 3)) == 0).all()
+
+
+def test_the_table_has_means_and_the_papers_beside_all_of_fashion_mnist():
+    rows = {str(i): dict.fromkeys(SCORES, 0.5 + i / 100) | {'seconds': 1} for i in range(10)}
+    text = report(rows, 'tfds:fashion_mnist')
+    assert '| mean of 10 | 54.5 | 54.5 | 54.5 | 54.5 |' in text
+    assert '| boot | 59.0 |' in text
+    assert '93.5' in text
+    assert '93.5' not in report(rows, 'digits')
+    del rows['3']
+    assert '93.5' not in report(rows, 'tfds:fashion_mnist')
+    kind = dict.fromkeys(SCORES, 0.25) | {'bits': 1.5}
+    rows = {'all': {'usual': {'bits': 3.0}, 'digits': kind, 'flat': kind, 'noise': kind}}
+    assert '| digits | 1.50 | 25.0 | 25.0 | 25.0 | 25.0 |' in report(rows, 'digits')
+
+
+def test_images_without_labels_are_refused(tmp_path):
+    from PIL import Image
+
+    for split in ('train', 'test'):
+        (tmp_path / split).mkdir()
+        Image.new('L', (8, 8)).save(tmp_path / split / '0.png')
+    config = configured(f'folder:{tmp_path}', 8, 1, 1)
+    with pytest.raises(UserError):
+        anomaly.read(config, 'train')
