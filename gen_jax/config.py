@@ -105,7 +105,7 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
             'tensorboard': True,  # whether to write its events, where TensorFlow is installed
             'init_from': '',  # a diffusers DDPM folder whose weights a new run starts from
             'data': {
-                'source': 'digits',  # digits, shapes, tfds:NAME, folder:PATH
+                'source': 'digits',  # digits, shapes, sprites, tfds:NAME, folder:PATH
                 'split': 'train',  # what training reads
                 'eval_split': 'test',  # what --mode=evaluate reads
                 'image_size': 8,  # pixels; images are square

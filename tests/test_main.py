@@ -168,6 +168,8 @@ PAPERS = (
     'sngan_imagenet128',
     'stylegan2_ffhq1024',
     'stylegan_ffhq1024',
+    'vae_sprites',
+    'vdvae_cifar10',
 )
 
 

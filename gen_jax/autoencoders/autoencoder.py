@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import struct
 
 from gen_jax.autoencoders import networks
-from gen_jax.autoencoders.likelihoods import LIKELIHOODS
+from gen_jax.autoencoders.likelihoods import LIKELIHOODS, Likelihood, table
 from gen_jax.config import nearest, require
 from gen_jax.method import (
     Method,
@@ -50,6 +50,7 @@ def pixels(likelihood: str, sigma: float) -> dict:
     return {
         'likelihood': likelihood,  # of pixels given z: see gen_jax.autoencoders.likelihoods
         'sigma': sigma,  # gaussian's, for pixels in [-1, 1]; 0: one number, learned from 1 on
+        'columns': (),  # of table: of each how many values; 1: it is a number
     }
 
 
@@ -69,12 +70,19 @@ class Autoencoder(nn.Module):
       decoder: gives what the likelihood takes of each pixel.
       likelihood: of `LIKELIHOODS`.
       sigma: standard deviation of 'gaussian'; 0 makes it a parameter.
+      columns: of 'table'.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     likelihood: str
     sigma: float
+    columns: tuple[int, ...] = ()
+
+    @property
+    def given_z(self) -> Likelihood:
+        """The likelihood p(x|z), of what `numbers` gives."""
+        return table(self.columns) if self.likelihood == 'table' else LIKELIHOODS[self.likelihood]
 
     def setup(self):
         """Makes sigma, where the likelihood has one."""
@@ -100,11 +108,11 @@ class Autoencoder(nn.Module):
 
     def log_likelihood(self, x, z, told=None):
         """The log-likelihood log p(x|z) [b], nats."""
-        return LIKELIHOODS[self.likelihood].log_prob(x, self.numbers(z, told))
+        return self.given_z.log_prob(x, self.numbers(z, told))
 
     def mean(self, z, told=None):
         """E[x|z] [b, h, w, c], in [-1, 1]."""
-        return LIKELIHOODS[self.likelihood].mean(self.numbers(z, told))
+        return self.given_z.mean(self.numbers(z, told))
 
 
 def features_of(config) -> int:
@@ -114,9 +122,16 @@ def features_of(config) -> int:
       UserError: where it does not, or does not exist.
     """
     name, sigma, channels = config.pixels.likelihood, config.pixels.sigma, config.data.channels
-    known = f'a known name{nearest(name, LIKELIHOODS)}'
-    require(name in LIKELIHOODS, 'pixels.likelihood', name, known)
-    likelihood = LIKELIHOODS[name]
+    columns, names = tuple(config.pixels.columns), (*LIKELIHOODS, 'table')
+    require(name in names, 'pixels.likelihood', name, f'a known name{nearest(name, names)}')
+    fits = sum(columns) == channels and min(columns) >= 1 if name == 'table' else not columns
+    expected = (
+        f'how many values each column has, {channels} in all, as config.data.channels'
+        if name == 'table'
+        else "() but with pixels.likelihood='table'"
+    )
+    require(fits, 'pixels.columns', columns, expected)
+    likelihood = table(columns) if name == 'table' else LIKELIHOODS[name]
     fits = not likelihood.channels or channels in likelihood.channels
     expected = f'another: {name} is of {" or ".join(map(str, likelihood.channels))} channels'
     require(fits, 'pixels.likelihood', name, f'{expected}, and config.data.channels={channels}')
@@ -128,6 +143,15 @@ def features_of(config) -> int:
     )
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     return likelihood.features(channels)
+
+
+def p_of(config) -> dict:
+    """What an `Autoencoder` is to know of p(x|z)."""
+    return {
+        'likelihood': config.pixels.likelihood,
+        'sigma': config.pixels.sigma,
+        'columns': tuple(config.pixels.columns),
+    }
 
 
 def told_of(batch: dict, classes: int) -> jax.Array | None:
@@ -171,7 +195,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     require(options.noise >= 0, 'autoencoder.noise', options.noise, '0 or more')
     require(0 <= options.masked < 1, 'autoencoder.masked', options.masked, '0 or more, below 1')
     nets = networks.build(config, config.model.latent_dim, features)
-    module = Autoencoder(*nets, config.pixels.likelihood, config.pixels.sigma)
+    module = Autoencoder(*nets, **p_of(config))
     classes, tx = data.num_classes, optimizer(config.optimizer)
 
     def init(key, batch):

@@ -10,13 +10,14 @@ Images x are float32 [b, h, w, c] in [-1, 1]; a decoder gives `features` numbers
 | logistic | one of 256 levels: a logistic's mass between their middles | mean, log scale |
 | logistic_mixture | the same, by a mixture of 10; green follows red, blue both | PixelCNN++'s |
 | categorical | the same, each level by itself | 256 logits |
+| table | numbers, and which of some values | see `table` |
 
-Only the last three are probabilities of images of 8 bits, which can be told as bits per dimension
-and compared with other models'. A density compares with densities: divide x by its range 2 to
-compare with those on [0, 1], that is, add h * w * c * log 2. On grey levels a Bernoulli's
-cross-entropy is the usual training loss but no normalised density: the continuous Bernoulli's
-constant (Loaiza-Ganem and Cunningham 2019) is missing, so that it compares with other
-cross-entropies only.
+Only logistic, logistic_mixture and categorical are probabilities of images of 8 bits, which can be
+told as bits per dimension and compared with other models'. A density compares with densities:
+divide x by its range 2 to compare with those on [0, 1], that is, add h * w * c * log 2. On grey
+levels a Bernoulli's cross-entropy is the usual training loss but no normalised density: the
+continuous Bernoulli's constant (Loaiza-Ganem and Cunningham 2019) is missing, so that it compares
+with other cross-entropies only.
 """
 
 import math
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 LOG_2PI = math.log(2 * math.pi)
@@ -253,3 +255,55 @@ LIKELIHOODS = {
         lambda c: LEVELS * c, categorical, _categorical_mean, _categorical_draw, bits=True
     ),
 }
+
+
+# --- of tables -----------------------------------------------------------------------------------
+
+
+def table(columns: tuple[int, ...]) -> Likelihood:
+    """Rows of a table as images of one pixel.
+
+    A column is a number in [-1, 1], with a density as gaussian_per_pixel's, or one of k values: k
+    channels that are -1 but for a 1 in its place, with a probability each.
+
+    Args:
+      columns: of each how many values, 1: it is a number. Channels are their sum; a decoder gives
+        all means, all log sigmas, then the logits of each.
+    """
+    at = np.split(np.arange(sum(columns)), np.cumsum(columns)[:-1])
+    reals = np.array([where[0] for where, k in zip(at, columns, strict=True) if k == 1], int)
+    choices = [where for where, k in zip(at, columns, strict=True) if k > 1]
+    n = len(reals)
+    ends = np.cumsum([len(where) for where in choices])
+
+    def split(numbers):
+        logits = jnp.split(numbers[..., 2 * n :], ends[:-1], -1) if choices else []
+        return numbers[..., : 2 * n], logits
+
+    def together(x, picked):
+        """A row from its numbers [..., n] and what stands for its choices [..., k] each."""
+        order = np.concatenate([reals, *choices]).argsort()
+        return jnp.concatenate([jnp.clip(x, -1, 1), *(2 * p - 1 for p in picked)], -1)[..., order]
+
+    def log_prob(x, numbers):
+        density, logits = split(numbers)
+        terms = [gaussian(x[..., reals], density)]
+        for where, each_logits in zip(choices, logits, strict=True):
+            terms.append(total((x[..., where] + 1) / 2 * jax.nn.log_softmax(each_logits)))
+        return sum(terms)
+
+    def mean(numbers):
+        density, logits = split(numbers)
+        return together(density[..., :n], [jax.nn.softmax(x) for x in logits])
+
+    def draw(keys, numbers):
+        density, logits = split(numbers)
+        noise_keys, *pick_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 1 + len(logits))
+        x = _gaussian_draw(noise_keys, density)
+        picked = [
+            jax.nn.one_hot(jax.vmap(jax.random.categorical)(key, one), one.shape[-1])
+            for key, one in zip(pick_keys, logits, strict=True)
+        ]
+        return together(x, picked)
+
+    return Likelihood(lambda c: 2 * n + sum(map(len, choices)), log_prob, mean, draw)

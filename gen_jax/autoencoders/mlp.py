@@ -18,17 +18,20 @@ class Hidden(nn.Module):
       widths: one per layer.
       activation: of `ACTIVATIONS`.
       dtype: of the computation; parameters stay float32.
+      kernel_init: of each layer.
     """
 
     widths: tuple[int, ...]
     activation: str
     dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x):
         """[b, d] -> [b, widths[-1]]."""
+        options = {'dtype': self.dtype, 'kernel_init': self.kernel_init}
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, dtype=self.dtype, name=f'dense_{i}')(x)
+            x = nn.Dense(width, name=f'dense_{i}', **options)(x)
             x = ACTIVATIONS[self.activation](x)
         return x
 

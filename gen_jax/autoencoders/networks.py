@@ -6,10 +6,10 @@ decoder with (z [b, latent_dim], told) and gives float32 [b, h, w, made].
 
 import flax.linen as nn
 
-from gen_jax.autoencoders import conv, mlp
+from gen_jax.autoencoders import conv, mlp, strided
 from gen_jax.config import nearest, require
 
-NETWORKS = {'conv': conv, 'mlp': mlp}
+NETWORKS = {'conv': conv, 'mlp': mlp, 'strided': strided}
 DTYPES = 'float32', 'bfloat16'
 
 

@@ -19,6 +19,7 @@ sees in training (Im et al. 2017).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +30,14 @@ from flax import linen as nn
 from flax import struct
 
 from gen_jax.autoencoders import networks
-from gen_jax.autoencoders.autoencoder import Autoencoder, corrupted, features_of, pixels, told_of
-from gen_jax.autoencoders.likelihoods import LIKELIHOODS
+from gen_jax.autoencoders.autoencoder import (
+    Autoencoder,
+    corrupted,
+    features_of,
+    p_of,
+    pixels,
+    told_of,
+)
 from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
 from gen_jax.config import nearest, require
 from gen_jax.method import (
@@ -62,13 +69,17 @@ OBJECTIVES = {
         'data_size': 0,  # images of the training split
         'estimator': 'weighted',  # of the aggregate's densities: or stratified
     },
-    'factor': {'gamma': 35.0},  # weight of the total correlation
+    'factor': {
+        'gamma': 35.0,  # weight of the total correlation
+        # Of the second net (Kim and Mnih, appendix A): layers, their width, Adam's rate.
+        'judge_layers': 6,
+        'judge_width': 1000,
+        'judge_rate': 1e-4,
+    },
     'iwae': {'samples': 50},  # k
 }
 ESTIMATORS = 'weighted', 'stratified'
-JUDGE = {'layers': 6, 'width': 1000}  # FactorVAE's second net (Kim and Mnih, appendix A)
-# And how it learns.
-JUDGE_RATE, JUDGE_B1, JUDGE_B2 = 1e-4, 0.5, 0.9
+JUDGE_B1, JUDGE_B2 = 0.5, 0.9  # of the second net's Adam
 # Samples of z that are weighed at once.
 CHUNK = 10
 
@@ -89,6 +100,7 @@ def defaults(network: str = 'conv', objective: str = 'elbo') -> dict:
             'binarize': 'none',  # for bernoulli: none; threshold at mid-grey; stochastic, each time
             'noise': 0.0,  # deviation of what is added to the images that the encoder sees
             'weighed': 0,  # samples of z for an evaluation's importance-weighted bound; 0: none
+            'drawn': False,  # whether samples are draws of p(x|z), not its mean
             **OBJECTIVES[objective],
         },
         'optimizer': optimizer_defaults(learning_rate=1e-3),
@@ -125,13 +137,20 @@ class Judge(nn.Module):
     """Two logits of z: that it is the posterior's, and that its numbers are of different images.
 
     Kim and Mnih 2018, appendix A.
+
+    Attributes:
+      layers: how many there are.
+      width: of all but the last.
     """
+
+    layers: int
+    width: int
 
     @nn.compact
     def __call__(self, z):
         """[b, d] -> [b, 2]."""
-        for i in range(JUDGE['layers'] - 1):
-            z = nn.leaky_relu(nn.Dense(JUDGE['width'], name=f'dense_{i}')(z), 0.2)
+        for i in range(self.layers - 1):
+            z = nn.leaky_relu(nn.Dense(self.width, name=f'dense_{i}')(z), 0.2)
         return nn.Dense(2, name='out')(z)
 
 
@@ -276,7 +295,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
     data, options, classes = config.data, config.vae, config.data.num_classes
     latent_dim, factor = config.model.latent_dim, config.objective == 'factor'
     tx = optimizer(config.optimizer)
-    judge, judge_tx = Judge(), optax.adam(JUDGE_RATE, JUDGE_B1, JUDGE_B2)
+    if factor:
+        judge = Judge(options.judge_layers, options.judge_width)
+        judge_tx = optax.adam(options.judge_rate, JUDGE_B1, JUDGE_B2)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -337,7 +358,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         terms = bounded(question, module, variables)[0]
         if options.weighed:
             terms['iw_bound'] = weighed(question, module, variables, options.weighed)
-        if LIKELIHOODS[config.pixels.likelihood].bits:
+        if module.given_z.bits:
             bits = -1 / (math.log(2) * math.prod(batch['image'].shape[1:]))
             names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
             terms |= {new: bits * terms[old] for old, new in names.items() if old in terms}
@@ -356,6 +377,39 @@ def create(config: ml_collections.ConfigDict) -> Method:
         variables = state.net.variables(ema=True)
         return module.apply(variables, latents, told_of(condition, classes), method='mean')
 
+    sample_step, latents = sampling(config, decode)
+
+    def draw_step(keys, state, condition):
+        z_keys, x_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # [n] each
+        z = latents.mapping(state, normal(z_keys, latent_dim), condition)[:, 0]
+        told, variables = told_of(condition, classes), state.net.variables(ema=True)
+        return module.given_z.draw(x_keys, module.apply(variables, z, told, method='numbers'))
+
+    return Method(
+        init,
+        train_step,
+        draw_step if options.drawn else sample_step,
+        evaluate_step,
+        encode,
+        decode,
+        latent_dim=None if classes else latent_dim,
+        latents=latents,
+    )
+
+
+def sampling(config, decode: Callable) -> tuple[Callable, Latents]:
+    """`sample_step` and `latents` of a `Method` whose z is standard normal times 'temperature'.
+
+    Args:
+      config: with `model.latent_dim` and the knob.
+      decode: of the method.
+
+    Raises:
+      UserError: where the config's own temperature is negative.
+    """
+    dim, temperature = config.model.latent_dim, config.sample.knobs.temperature
+    require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')
+
     def mapping(state, z, condition):
         del state
         return (knob(config, condition, 'temperature', len(z))[:, None] * z)[:, None]  # [n, 1, d]
@@ -365,24 +419,15 @@ def create(config: ml_collections.ConfigDict) -> Method:
         return decode(state, ws[:, 0], condition)
 
     def sample_step(keys, state, condition):
-        ws = mapping(state, normal(keys, latent_dim), condition)
+        ws = mapping(state, normal(keys, dim), condition)
         return synthesis(state, ws, condition)  # [n, h, w, c]
 
-    return Method(
-        init,
-        train_step,
-        sample_step,
-        evaluate_step,
-        encode,
-        decode,
-        latent_dim=None if classes else latent_dim,
-        latents=Latents(latent_dim, mapping, synthesis, False, 'temperature'),
-    )
+    return sample_step, Latents(dim, mapping, synthesis, False, 'temperature')
 
 
 def _module(config) -> VAE:
     nets = networks.build(config, 2 * config.model.latent_dim, features_of(config))
-    return VAE(*nets, config.pixels.likelihood, config.pixels.sigma)
+    return VAE(*nets, **p_of(config))
 
 
 def _check(config) -> None:
@@ -399,6 +444,10 @@ def _check(config) -> None:
     if config.objective == 'capacity':
         require(vae.capacity >= 0, 'vae.capacity', vae.capacity, '0 nats or more')
         require(vae.capacity_steps >= 1, 'vae.capacity_steps', vae.capacity_steps, '1 or more')
+    if config.objective == 'factor':
+        for field in ('judge_layers', 'judge_width'):
+            require(vae[field] >= 1, f'vae.{field}', vae[field], 'a whole number of at least 1')
+        require(vae.judge_rate > 0, 'vae.judge_rate', vae.judge_rate, 'a positive number')
     if config.objective == 'iwae':
         require(vae.samples >= 1, 'vae.samples', vae.samples, 'a whole number of at least 1')
     if config.objective == 'beta_tc':
@@ -411,5 +460,3 @@ def _check(config) -> None:
         least = 2 * config.accumulate * (2 if config.objective == 'factor' else 1)
         expected = f'at least {least}: images of a batch are compared with each other'
         require(batch >= least, 'batch_size', batch, expected)
-    temperature = config.sample.knobs.temperature
-    require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')

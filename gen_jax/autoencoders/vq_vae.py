@@ -20,8 +20,7 @@ import ml_collections
 from flax import struct
 
 from gen_jax.autoencoders import residual
-from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, pixels
-from gen_jax.autoencoders.likelihoods import LIKELIHOODS
+from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
 from gen_jax.autoencoders.quantizer import Quantized, VectorQuantizer, perplexity
 from gen_jax.config import require
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
@@ -62,14 +61,21 @@ class VQVAE(Autoencoder):
 
     quantizer: VectorQuantizer = None
 
-    def __call__(self, x, train: bool = False) -> tuple[jax.Array, Quantized]:
+    LEVELS = ('',)  # what the names of a level's metrics end in
+
+    def __call__(self, x, train: bool = False) -> tuple[jax.Array, tuple[Quantized, ...]]:
         """Images [b, h, w, c] -> log p(x|z) [b], nats, by their codes, and these."""
         found = self.codes(x, train)
-        return self.log_likelihood(x, found.z), found
+        return self.log_likelihood(x, self.latents(found)), found
 
-    def codes(self, x, train: bool = False) -> Quantized:
-        """The codes of images, [b, h', w', dim]."""
-        return self.quantizer(self.encode(x), train)
+    def codes(self, x, train: bool = False) -> tuple[Quantized, ...]:
+        """The codes of images, of each level [b, h', w', dim]."""
+        return (self.quantizer(self.encode(x), train),)
+
+    @staticmethod
+    def latents(found: tuple[Quantized, ...]) -> jax.Array:
+        """All codes of an image as one map, of which the decoder makes images."""
+        return found[0].z
 
 
 def create(config: ml_collections.ConfigDict) -> Method:
@@ -83,8 +89,16 @@ def create(config: ml_collections.ConfigDict) -> Method:
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
-    module, tx = _module(config), optimizer(config.optimizer)
-    data, options = config.data, config.vq
+    check(config)
+    options = config.vq
+    nets = residual.from_config(config, options.dim, features_of(config))
+    quantizer = VectorQuantizer(options.codes, options.dim, options.decay, options.restart)
+    return method_of(config, VQVAE(*nets, **p_of(config), quantizer=quantizer))
+
+
+def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:
+    """The method that trains a module as `create` says; its config has passed `check`."""
+    data, options, tx = config.data, config.vq, optimizer(config.optimizer)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -101,10 +115,11 @@ def create(config: ml_collections.ConfigDict) -> Method:
             )
             metrics = {
                 'reconstruction': log_likelihood.mean(),
-                'codebook': found.codebook.mean(),
-                'commitment': found.commitment.mean(),
-                'perplexity': perplexity(found.indices, options.codes),
+                'codebook': sum(level.codebook.mean() for level in found),
+                'commitment': sum(level.commitment.mean() for level in found),
             }
+            for name, level in zip(module.LEVELS, found, strict=True):
+                metrics[f'perplexity{name}'] = perplexity(level.indices, options.codes)
             loss = metrics['codebook'] + options.commitment * metrics['commitment']
             return loss - metrics['reconstruction'] / x[0].size, (extra, metrics)
 
@@ -117,7 +132,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         return module.apply(state.net.variables(ema=True), batch['image'], method='codes')
 
     def encode(state, batch):
-        return codes(state, batch).z
+        return module.latents(codes(state, batch))
 
     def decode(state, latents, condition):
         del condition
@@ -126,23 +141,25 @@ def create(config: ml_collections.ConfigDict) -> Method:
     def evaluate_step(keys, state, batch):
         del keys
         found, x = codes(state, batch), batch['image']
-        variables = state.net.variables(ema=True)
-        log_likelihood = module.apply(variables, x, found.z, method='log_likelihood')
-        elbo = log_likelihood - found.indices[0].size * math.log(options.codes)
+        z, variables = module.latents(found), state.net.variables(ema=True)
+        log_likelihood = module.apply(variables, x, z, method='log_likelihood')
+        places = sum(level.indices[0].size for level in found)
+        elbo = log_likelihood - places * math.log(options.codes)
         bits = {}
-        if LIKELIHOODS[config.pixels.likelihood].bits:
+        if module.given_z.bits:
             bits['elbo_bits_per_dim'] = -elbo / (math.log(2) * x[0].size)
         return bits | {
             'elbo': elbo,
             'log_likelihood': log_likelihood,
-            'squared_error': jnp.square(decode(state, found.z, {}) - x).mean((1, 2, 3)),
-            'commitment': found.commitment,
+            'squared_error': jnp.square(decode(state, z, {}) - x).mean((1, 2, 3)),
+            'commitment': sum(level.commitment for level in found),
         }
 
     return Method(init, train_step, evaluate_step=evaluate_step, encode=encode, decode=decode)
 
 
-def _module(config) -> VQVAE:
+def check(config) -> None:
+    """Raises UserError where `config.vq` asks for what cannot be."""
     options, side = config.vq, config.data.image_size >> config.model.halvings
     for field in ('codes', 'dim'):
         expected = 'a whole number of at least 1'
@@ -155,6 +172,3 @@ def _module(config) -> VQVAE:
     most = LARGEST_TABLE // (4 * side**2 * config.batch_size // config.accumulate)
     expected = f'at most {most}: the distances of a batch from all codes take 8 GiB then'
     require(options.codes <= most, 'vq.codes', options.codes, expected)
-    nets = residual.from_config(config, options.dim, features_of(config))
-    quantizer = VectorQuantizer(options.codes, options.dim, options.decay, options.restart)
-    return VQVAE(*nets, config.pixels.likelihood, config.pixels.sigma, quantizer=quantizer)

@@ -16,6 +16,7 @@ from gen_jax.config import nearest
 from gen_jax.data import fitting
 from gen_jax.data.folder import Folder
 from gen_jax.data.shapes import Shapes
+from gen_jax.data.sprites import Sprites, parse_sizes
 from gen_jax.errors import UserError
 
 
@@ -70,10 +71,11 @@ def open_source(data, split: str) -> Source:
     """The source that `data.source` names, with images as `data` asks for.
 
     Args:
-      data: `config.data`: `source` is 'digits', 'shapes', 'tfds:NAME' or 'folder:PATH'; images are
-        brought to `image_size` by `fit` (see `fitting.fit_image`), shapes are drawn at that size;
-        `channels` must be what a source has, except folders, which are converted; `num_classes`
-        is 0 or what the source has.
+      data: `config.data`: `source` is 'digits', 'shapes', 'sprites', 'tfds:NAME' or 'folder:PATH';
+        'sprites:3x6x10x8x8' has so many values of each factor (see `sprites.FACTORS`). Images are
+        brought to `image_size` by `fit` (see `fitting.fit_image`), shapes and sprites are drawn at
+        that size; `channels` must be what a source has, except folders, which are converted;
+        `num_classes` is 0 or what the source has.
       split: 'train', 'test', or what the source itself calls its parts.
 
     Raises:
@@ -81,9 +83,9 @@ def open_source(data, split: str) -> Source:
         than the source's.
     """
     kind, _, name = data.source.partition(':')
-    known = ('digits', 'shapes', 'tfds:NAME', 'folder:PATH')
-    takes_name = {'digits': False, 'shapes': False, 'tfds': True, 'folder': True}
-    if takes_name.get(kind) != bool(name):
+    known = ('digits', 'shapes', 'sprites', 'tfds:NAME', 'folder:PATH')
+    kinds = ('sprites', 'tfds', 'folder') if name else ('digits', 'shapes', 'sprites')
+    if kind not in kinds:
         raise UserError(f'unknown config.data.source={data.source!r}{nearest(data.source, known)}')
     if kind == 'digits':
         _check_channels(data, 1)
@@ -91,6 +93,9 @@ def open_source(data, split: str) -> Source:
     elif kind == 'shapes':
         _check_channels(data, 3)
         source = Shapes(split, data.image_size)
+    elif kind == 'sprites':
+        _check_channels(data, 1)
+        source = Sprites(split, data.image_size, parse_sizes(name))
     elif kind == 'folder':
         _check_channels(data, None)
         source = Folder(name, split, data.image_size, data.channels, data.fit)

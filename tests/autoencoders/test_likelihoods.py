@@ -14,6 +14,7 @@ from gen_jax.autoencoders.likelihoods import (
     MIXTURES,
     levels_near,
     mass,
+    table,
 )
 
 LEVELS = np.linspace(-1, 1, 256)
@@ -164,6 +165,44 @@ def test_draws_are_as_frequent_as_they_are_probable(name):
     log_prob = likelihood.log_prob(ALL, jnp.broadcast_to(one, (256, *one.shape[1:])))
     # Total variation of an empirical distribution of 256 outcomes: sqrt(256 / n) at most.
     assert np.abs(found - np.exp(log_prob)).sum() < np.sqrt(256 / n)
+
+
+COLUMNS = 1, 3, 1, 2  # a number in channel 0, three values in 1 to 3, a number in 4, two values
+
+
+def test_a_row_of_a_table_is_scipys():
+    rng, likelihood = np.random.default_rng(0), table(COLUMNS)
+    assert likelihood.features(7) == 9
+    numbers = rng.normal(size=(5, 1, 1, 9))
+    mean, log_sigma, three, two = np.split(numbers[:, 0, 0], [2, 4, 7], 1)
+    x, which, other = rng.normal(size=(5, 2)), rng.integers(3, size=5), rng.integers(2, size=5)
+    row = np.full((5, 7), -1.0)
+    row[:, [0, 4]] = x
+    row[np.arange(5), 1 + which] = row[np.arange(5), 5 + other] = 1
+    want = scipy.stats.norm.logpdf(x, mean, np.exp(log_sigma)).sum(1)
+    want += log_softmax(three, 1)[np.arange(5), which] + log_softmax(two, 1)[np.arange(5), other]
+    ours = jax.jit(likelihood.log_prob)(jnp.float32(row)[:, None, None], jnp.float32(numbers))
+    np.testing.assert_allclose(ours, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize('columns', [COLUMNS, (1, 1), (3,)])
+def test_rows_that_are_drawn_have_the_mean(columns):
+    likelihood, channels = table(columns), sum(columns)
+    numbers = 0.3 * np.random.default_rng(0).normal(size=likelihood.features(channels))
+    n, reals = 4000, columns.count(1)
+    numbers[reals : 2 * reals] = -3  # far from where numbers are cut off
+    shape = n, 1, 1, len(numbers)
+    numbers = jnp.broadcast_to(jnp.float32(numbers), shape)
+    rows = likelihood.draw(jax.random.split(jax.random.key(0), n), numbers)[:, 0, 0]
+    assert rows.shape == (n, channels)
+    error = np.std(rows, 0) / n**0.5
+    assert (np.abs(rows.mean(0) - likelihood.mean(numbers)[0, 0, 0]) < 4 * error).all()
+    for part, k in zip(np.split(rows, np.cumsum(columns)[:-1], 1), columns, strict=True):
+        if k > 1:
+            np.testing.assert_array_equal(np.sort(part, 1)[:, [0, -1]], [[-1, 1]] * n)
+            np.testing.assert_array_equal(part.sum(1), 2 - k)
+        else:
+            np.testing.assert_allclose(part.std(), np.exp(-3), rtol=0.05)
 
 
 @pytest.mark.parametrize('name', LIKELIHOODS)

@@ -176,10 +176,9 @@ def test_shuffling_keeps_each_numbers_values_and_parts_them():
 
 
 @pytest.mark.slow
-def test_factor_vaes_judge_finds_the_total_correlation(monkeypatch):
+def test_factor_vaes_judge_finds_the_total_correlation():
     """Of a Gaussian with correlation r: -log(1 - r^2) / 2, which is the mean log ratio."""
-    monkeypatch.setattr(vae, 'JUDGE', {'layers': 4, 'width': 64})  # which learns as well
-    r, judge, tx = 0.8, vae.Judge(), optax.adam(1e-3)
+    r, judge, tx = 0.8, vae.Judge(4, 64), optax.adam(1e-3)
     cov = np.array([[1, r], [r, 1]])
     half = jnp.float32(np.linalg.cholesky(cov).T)
 
@@ -336,6 +335,52 @@ def test_samples_do_not_depend_on_how_many_there_are():
 
 
 @pytest.mark.slow
+def test_drawn_samples_are_draws_of_the_likelihood():
+    method = vae.create(small(**{'vae.drawn': True}))
+    state, n = start()[1], 2000
+    keys, cold = jax.random.split(jax.random.key(2), n), {'temperature': jnp.zeros(n)}
+    drawn = jax.jit(method.sample_step)(keys, state, cold)  # all of z = 0
+    assert set(np.unique(drawn)) == {-1, 1}
+    mean = method.decode(state, jnp.zeros((1, 3)), {})[0]
+    error = np.sqrt((1 - mean**2) / n)
+    assert (np.abs(drawn.mean(0) - mean) < 5 * error).all()
+    one = method.sample_step(keys[7:8], state, {'temperature': jnp.ones(1)})
+    np.testing.assert_array_equal(one, method.sample_step(keys[5:9], state, {})[2:3])
+
+
+@pytest.mark.slow
+def test_a_tables_vae_learns():
+    config = small(
+        'mlp',
+        **{
+            'data.image_size': 1,
+            'data.channels': 5,
+            'pixels.likelihood': 'table',
+            'pixels.columns': (1, 3, 1),
+            'vae.drawn': True,
+        },
+    )
+    method = vae.create(config)
+    kind = np.arange(64) % 3
+    rows = np.full((64, 5), -1.0)
+    rows[:, 0] = rows[:, 4] = kind / 2 - 0.5
+    rows[np.arange(64), 1 + kind] = 1
+    batch = {'image': jnp.float32(rows).reshape(64, 1, 1, 5)}
+    state, step = method.init(jax.random.key(0), batch), jax.jit(method.train_step)
+    first, last = [], []
+    for i in range(200):
+        state, metrics = step(jax.random.key(i), state, batch)
+        (first if i < 5 else last).append(metrics['elbo'])
+    assert np.mean(last[-5:]) > np.mean(first) + 3
+    assert method.sample_step(jax.random.split(jax.random.key(1), 4), state, {}).shape == (
+        4,
+        1,
+        1,
+        5,
+    )
+
+
+@pytest.mark.slow
 def test_temperature_is_per_sample_and_traced():
     method, state = start()
     keys, warm = jax.random.split(jax.random.key(2), 2), {'temperature': jnp.ones(2)}
@@ -433,6 +478,10 @@ WRONG = [
     {'model.dtype': 'float16'},
     {'pixels.likelihood': 'normal'},
     {'pixels.sigma': 0.5},
+    {'pixels.columns': (1,)},
+    {'pixels.columns': (2,), 'pixels.likelihood': 'table'},
+    {'pixels.columns': (1, 0), 'pixels.likelihood': 'table'},
+    {'pixels.columns': (), 'pixels.likelihood': 'table'},
     {'pixels.sigma': -1.0, 'pixels.likelihood': 'gaussian'},
     {'vae.binarize': 'yes'},
     {'vae.binarize': 'threshold', 'pixels.likelihood': 'gaussian'},
@@ -444,6 +493,9 @@ WRONG = [
     {'vae.capacity': -1.0, 'objective': 'capacity'},
     {'vae.capacity_steps': 0, 'objective': 'capacity'},
     {'vae.samples': 0, 'objective': 'iwae'},
+    {'vae.judge_layers': 0, 'objective': 'factor'},
+    {'vae.judge_width': 0, 'objective': 'factor'},
+    {'vae.judge_rate': 0.0, 'objective': 'factor'},
     {'vae.data_size': 0, 'objective': 'beta_tc'},
     {'vae.estimator': 'mean', 'objective': 'beta_tc', 'vae.data_size': 999},
     {'batch_size': 2, 'objective': 'factor'},

@@ -175,7 +175,7 @@ def test_factor_vae(monkeypatch):
     _, metrics = method.train_step(key, state, batch)
     np.testing.assert_allclose(metrics['loss'], found.autoencoder_loss.item(), rtol=1e-5)
     z, apart = (jnp.asarray(x.detach().numpy()) for x in (found.z, found.z_bis_permuted))
-    ours = vae.judged(vae.Judge(), state.judge.variables(), z, apart)
+    ours = vae.judged(vae.Judge(6, 1000), state.judge.variables(), z, apart)
     np.testing.assert_allclose(ours, found.discriminator_loss.item(), rtol=1e-5)
     assert config.vae.gamma == model.gamma
 
