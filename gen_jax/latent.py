@@ -2,8 +2,8 @@
 
 Latent diffusion (Rombach et al. 2022). The first stage is any run whose method encodes images to
 square maps and decodes these: autoencoders.first_stage, autoencoders.vq_vae. It stays as it is. Its
-state is part of the model's, so that a checkpoint draws images by itself; its config is read from
-its folder each time.
+networks are part of the model's state, so that a checkpoint draws images by itself; its config is
+read from its folder each time.
 """
 
 from pathlib import Path
@@ -15,9 +15,10 @@ import numpy as np
 
 from gen_jax import guide
 from gen_jax.config import create, guided_by, require
-from gen_jax.diffusion.staged import Staged, staged
+from gen_jax.diffusion.staged import Staged, frozen, staged
 from gen_jax.errors import UserError
 from gen_jax.method import Method
+from gen_jax.runtime import sharding
 from gen_jax.runtime.program import Program
 
 MEASURED, PART = 256, 16  # images that the spread of latents is taken from, so many at a time
@@ -70,11 +71,7 @@ def _of_latents(config) -> ml_collections.ConfigDict:
             f'{place} is of config.method={stage.method!r}, which does not encode and decode: '
             'expected a run of autoencoders.first_stage or autoencoders.vq_vae'
         )
-    data = stage.data
-    shape = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.channels), jnp.float32)
-    batch = {'image': shape, 'label': jax.ShapeDtypeStruct((1,), jnp.int32)}
-    state = jax.eval_shape(first.init, jax.random.key(0), batch)
-    z = jax.eval_shape(first.encode, state, batch)
+    z = jax.eval_shape(first.encode, *_described(first, stage.data))
     if len(z.shape) != 4 or z.shape[1] != z.shape[2]:
         raise UserError(
             f'{place} has latents of shape {z.shape[1:]} an image: expected a square map [h, h, d]'
@@ -82,6 +79,13 @@ def _of_latents(config) -> ml_collections.ConfigDict:
     inner = config.copy_and_resolve_references()
     inner.data.image_size, inner.data.channels = z.shape[1], z.shape[3]
     return inner
+
+
+def _described(first: Method, data) -> tuple:
+    """The state of a method of images as `data` has them, and a batch of one, as shapes."""
+    shape = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.channels), jnp.float32)
+    batch = {'image': shape, 'label': jax.ShapeDtypeStruct((1,), jnp.int32)}
+    return jax.eval_shape(first.init, jax.random.key(0), batch), batch
 
 
 def begun(program: Program, state: Staged, source, load) -> Staged:
@@ -93,10 +97,12 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
       source: of the training images, of which some tell how far latents spread.
       load: (shape, folder, step, field) -> (step, state) of a run.
     """
-    options = program.config.latent
-    place = Path(options.workdir).absolute()
-    _, stage = load(program.state_shape.stage, place, options.step or None, 'config.latent.step')
-    state = state.replace(stage=stage)
+    options, stage = program.config.latent, _stage(program.config)
+    shape, _ = _described(create(stage), stage.data)
+    placed = sharding.state_shardings(program.mesh, shape, program.config.mesh.rules)
+    place, step = Path(options.workdir).absolute(), options.step or None
+    _, trained = load(sharding.laid_out(shape, placed), place, step, 'config.latent.step')
+    state = state.replace(stage=frozen(trained))
     factor = options.factor
     if not factor:
         several = range(0, min(MEASURED, len(source)), PART)

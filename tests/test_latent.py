@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax import adam
 
 from gen_jax import evaluate, inspect, latent, sample, train
 from gen_jax.config import create, default
+from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
+from gen_jax.method import Net
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import Checkpoints
 from gen_jax.runtime.program import Program
@@ -101,10 +104,13 @@ def test_training_learns_the_latents_and_leaves_the_stage(stage, tmp_path, capsy
     program = Program(config, latent.method(config))
     state = restored(program, tmp_path / 'whole')
     first_program = Program(first(), create(first()))
-    equal(state.stage, restored(first_program, stage))
+    whole = restored(first_program, stage)
+    equal(state.stage, frozen(whole))
+    assert state.stage.net.opt_state == ()
+    assert jax.tree.leaves(whole.net.opt_state)
     # Latents of the images that were measured have deviation 1.
     source = train.sources.open_source(config.data, 'train')
-    z = first_program.encode(state.stage, first_program.given([source[i] for i in range(256)]))
+    z = first_program.encode(whole, first_program.given([source[i] for i in range(256)]))
     np.testing.assert_allclose(state.factor * np.std(z), 1, rtol=1e-4)
     assert state.own.net.params['conv_out']['kernel'].shape[-1] == 2
 
@@ -115,6 +121,16 @@ def test_training_learns_the_latents_and_leaves_the_stage(stage, tmp_path, capsy
     capsys.readouterr()
     inspect.run(config, tmp_path / 'stopped')
     assert FINGERPRINT.search(capsys.readouterr().out)[1] == said
+
+
+def test_frozen_nets_are_the_averaged_ones():
+    net = Net.create({'params': {'w': jnp.ones(2)}, 'stats': {'m': jnp.ones(1)}}, adam(1.0), True)
+    net = net.replace(ema={'w': jnp.zeros(2)})
+    kept = frozen({'net': net, 'other': jnp.ones(3), 'plain': net.replace(ema=None)})
+    equal(kept['net'], Net({'w': jnp.zeros(2)}, None, (), {'stats': {'m': jnp.ones(1)}}))
+    equal(kept['plain'].params, {'w': jnp.ones(2)})
+    equal(kept['net'].variables(ema=True), net.variables(ema=True))
+    equal(kept['other'], jnp.ones(3))
 
 
 def test_samples_are_decoded_latents(stage, tmp_path):

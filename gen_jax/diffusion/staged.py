@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gen_jax.method import Method
+from gen_jax.method import Method, Net
 
 
 class Staged(struct.PyTreeNode):
@@ -18,13 +18,24 @@ class Staged(struct.PyTreeNode):
 
     Attributes:
       own: of the model.
-      stage: of the first stage, which stays.
+      stage: of the first stage, which stays: `frozen`.
       factor: that latents are multiplied by, a scalar.
     """
 
     own: Any
     stage: Any
     factor: jax.Array
+
+
+def frozen(state):
+    """A state whose nets are used and not trained: the averaged parameters, where there are any."""
+
+    def used(x):
+        if not isinstance(x, Net):
+            return x
+        return Net(x.params if x.ema is None else x.ema, None, (), x.extra)
+
+    return jax.tree.map(used, state, is_leaf=lambda x: isinstance(x, Net))
 
 
 def staged(method: Method, stage: Method, latents) -> Method:
@@ -43,9 +54,8 @@ def staged(method: Method, stage: Method, latents) -> Method:
     def init(key, batch):
         own, other = jax.random.split(key)
         z = jnp.zeros((len(batch['image']), *shape))
-        return Staged(
-            method.init(own, batch | {'image': z}), stage.init(other, batch), jnp.ones(())
-        )
+        first = frozen(stage.init(other, batch))
+        return Staged(method.init(own, batch | {'image': z}), first, jnp.ones(()))
 
     def train_step(key, state, batch):
         z = state.factor * stage.encode(state.stage, batch)

@@ -48,9 +48,7 @@ class Program:
 
         shapes = jax.eval_shape(init)
         placed = sharding.state_shardings(self.mesh, shapes, config.mesh.rules)
-        self.state_shape = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed
-        )
+        self.state_shape = sharding.laid_out(shapes, placed)
         self._gathered = functools.partial(sharding.gathered, shardings=placed)
         jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
         once = compiler_options(self.mesh, once=True)

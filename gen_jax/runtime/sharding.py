@@ -176,6 +176,15 @@ def check_divides(batch_size: int, mesh: Mesh, field: str) -> None:
         )
 
 
+def laid_out(shapes, placed):
+    """Shapes and where each array lies, as ShapeDtypeStructs that say both."""
+
+    def one(x, where):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(one, shapes, placed)
+
+
 def state_shardings(mesh: Mesh, state, rules: tuple = ()):
     """A NamedSharding for every leaf of a state.
 
