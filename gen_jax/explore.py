@@ -397,10 +397,12 @@ def check(config, method) -> None:
         )
     task = options.task
     require(task in TASKS, 'explore.task', task, f'a known task{nearest(task, TASKS)}')
-    styles = 'another task: config.network={!r} has no styles, those of stylegan and stylegan2 do'
+    field = 'network' if 'network' in config else 'method'
+    own = f'config.{field}={config[field]!r}'
+    expected = f'another task: {own} has no styles, those of stylegan and stylegan2 do'
     fits = latents.styled or task not in STYLED
-    require(fits, 'explore.task', task, styles.format(config.network))
-    expected = f'another task: samples of config.network={config.network!r} cannot be truncated'
+    require(fits, 'explore.task', task, expected)
+    expected = f'another task: samples of {own} cannot be truncated'
     fits = bool(latents.truncation) or task != 'truncation'
     require(fits, 'explore.task', task, expected)
     require(options.space in ('z', 'w'), 'explore.space', options.space, "'z' or 'w'")

@@ -170,6 +170,7 @@ PAPERS = (
     'stylegan_ffhq1024',
     'vae_sprites',
     'vdvae_cifar10',
+    'vq_vae2_256',
 )
 
 

@@ -46,7 +46,7 @@ class Encoder(nn.Module):
       hidden: within residual blocks.
       blocks: residual ones.
       halvings: strided convolutions.
-      features: numbers of each vector.
+      features: numbers of each vector; 0: the last feature map, of `channels`.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -59,13 +59,13 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """[b, h, w, c] -> float32 [b, h / 2**halvings, w / 2**halvings, features]."""
+        """[b, h, w, c] -> [b, h / 2**halvings, w / 2**halvings, features], vectors in float32."""
         for i in range(self.halvings):
             width = self.channels // 2 if i == 0 else self.channels
             x = nn.relu(Conv(width, (4, 4), 2, dtype=self.dtype, name=f'down_{i}')(x))
         x = Conv(self.channels, (3, 3), dtype=self.dtype, name='in')(x)
         x = Blocks(self.blocks, self.hidden, self.dtype, name='blocks')(x)
-        return nn.Dense(self.features, name='out')(x.astype(jnp.float32))
+        return nn.Dense(self.features, name='out')(x.astype(jnp.float32)) if self.features else x
 
 
 class Decoder(nn.Module):

@@ -8,8 +8,8 @@ strided convolution. There
 * a 3x3 convolution is computed by Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray 2016,
   "Fast Algorithms for Convolutional Neural Networks", section 4.1): 16 matrix products per 2x2
   outputs instead of 36, with rounding errors as small as those of the plain sum;
-* a 4x4 convolution that halves or doubles an image works on its 2x2 squares as on channels, and is
-  a 3x3 one of these;
+* a 4x4 or 5x5 convolution that halves or doubles an image works on its 2x2 squares as on channels,
+  and is a 3x3 one of these;
 * the gradients of any other are written as forward convolutions. XLA finds the fast way for these
   only, and turns a gradient into one at the top level of a program only.
 
@@ -68,8 +68,15 @@ class Window(NamedTuple):
         )
 
 
-HALVING = Window((2, 2))
-DOUBLING = Window((1, 1), ((2, 2), (2, 2)), (2, 2))
+# Zeros before and after a kernel of height, width and window that make it 6x6.
+HALVING = {
+    (4, 4, Window((2, 2))): (1, 1),
+    (5, 5, Window((2, 2), ((2, 2), (2, 2)))): (0, 1),
+}
+DOUBLING = {
+    (4, 4, Window((1, 1), ((2, 2), (2, 2)), (2, 2))): (1, 1),
+    (5, 5, Window((1, 1), ((2, 3), (2, 3)), (2, 2))): (1, 0),
+}
 
 
 def conv(lhs, rhs, window_strides, padding, **options):
@@ -85,11 +92,14 @@ def conv(lhs, rhs, window_strides, padding, **options):
     (b, h, w, c), (*side, _, o) = lhs.shape, rhs.shape
     if side == [3, 3] and window == Window() and _worth_it(b, h, w, c, o):
         return conv3x3(lhs, rhs)
-    if side == [4, 4] and window == DOUBLING and _worth_it(b, h, w, c, 4 * o):
-        return lax.platform_dependent(lhs, rhs, cpu=_doubling, default=plain)
+    kind = *side, window
+    if kind in DOUBLING and _worth_it(b, h, w, c, 4 * o):
+        doubling = partial(_doubling, DOUBLING[kind])
+        return lax.platform_dependent(lhs, rhs, cpu=doubling, default=plain)
     even = h % 2 == w % 2 == 0
-    if side == [4, 4] and window == HALVING and even and _worth_it(b, h // 2, w // 2, 4 * c, o):
-        return lax.platform_dependent(lhs, rhs, cpu=_halving, default=plain)
+    if kind in HALVING and even and _worth_it(b, h // 2, w // 2, 4 * c, o):
+        halving = partial(_halving, HALVING[kind])
+        return lax.platform_dependent(lhs, rhs, cpu=halving, default=plain)
     return plain(lhs, rhs)
 
 
@@ -162,7 +172,7 @@ class ConvTranspose(nn.Module):
     Attributes:
       features: channels of the result.
       kernel_size, strides: of that convolution.
-      padding: zeros on each side of what that convolution sees.
+      padding: zeros on each side of what that convolution sees, or those (before, after).
       use_bias: whether there is one.
       kernel_init: of [k, l, features, c].
       dtype: of the computation.
@@ -171,17 +181,18 @@ class ConvTranspose(nn.Module):
     features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int]
-    padding: int
+    padding: int | tuple[int, int]
     use_bias: bool = True
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        """[b, h, w, c] -> [b, strides * (h - 1) + k - 2 * padding, ..., features]."""
+        """[b, h, w, c] -> [b, strides * (h - 1) + k - all padding, ..., features]."""
+        zeros = (self.padding,) * 2 if isinstance(self.padding, int) else self.padding
         shape = (*self.kernel_size, self.features, x.shape[-1])
         kernel = _turned(self.param('kernel', self.kernel_init, shape).astype(self.dtype))
-        pads = [(k - 1 - self.padding,) * 2 for k in self.kernel_size]
+        pads = [tuple(k - 1 - n for n in zeros) for k in self.kernel_size]
         options = {'lhs_dilation': self.strides, 'dimension_numbers': NHWC}
         x = conv(x.astype(self.dtype), kernel, (1, 1), pads, **options)
         if self.use_bias:
@@ -229,16 +240,16 @@ def halved(x: jax.Array, wide: jax.Array) -> jax.Array:
     return _plain(x, squares.reshape(3, 3, 4 * c, -1))
 
 
-def _doubling(x, kernel):
-    return doubled(x, _widened(kernel))
+def _doubling(zeros, x, kernel):
+    return doubled(x, _widened(kernel, zeros))
 
 
-def _halving(x, kernel):
-    return halved(x, _widened(kernel))
+def _halving(zeros, x, kernel):
+    return halved(x, _widened(kernel, zeros))
 
 
-def _widened(kernel):
-    return jnp.pad(kernel, [(1, 1), (1, 1), (0, 0), (0, 0)])
+def _widened(kernel, zeros):
+    return jnp.pad(kernel, [zeros, zeros, (0, 0), (0, 0)])
 
 
 def _plain(x, kernel):

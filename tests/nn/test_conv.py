@@ -112,14 +112,14 @@ def test_any_layer_is_flaxs_with_its_gradients_to_the_second(options, sizes):
     close(found[1], found[0], 1e-5)
 
 
-@pytest.mark.parametrize('window', [HALVING, DOUBLING])
+@pytest.mark.parametrize('kind', [*HALVING, *DOUBLING])
 @pytest.mark.parametrize('sizes', [(2, 8, 12), (1, 16, 18), (3, 7, 9), (1, 4, 4)])
-def test_halving_and_doubling_are_the_plain_convolutions(window, sizes):
+def test_halving_and_doubling_are_the_plain_convolutions(kind, sizes):
     """Also where there are too few pixels, or no whole squares."""
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (*sizes, 16))
-    kernel = jax.random.normal(keys[1], (4, 4, 16, 17)) / 16
-    strides, padding, spread, _ = window
+    *side, (strides, padding, spread, _) = kind
+    kernel = jax.random.normal(keys[1], (*side, 16, 17)) / 16
     found = []
     for function in lax.conv_general_dilated, conv:
         call = partial(
@@ -141,9 +141,9 @@ def test_halving_and_doubling_are_the_plain_convolutions(window, sizes):
 
 def test_halving_and_doubling_multiply_no_zeros():
     """A quarter of what the same convolution over a spread image takes, and no stride."""
-    x, kernel = jnp.zeros((32, 8, 8, 32)), jnp.zeros((4, 4, 32, 64))
-    for window in HALVING, DOUBLING:
-        strides, padding, spread, _ = window
+    x = jnp.zeros((32, 8, 8, 32))
+    for *side, (strides, padding, spread, _) in [*HALVING, *DOUBLING]:
+        kernel = jnp.zeros((*side, 32, 64))
         options = {'lhs_dilation': spread, 'dimension_numbers': NHWC}
         traced = jax.jit(lambda *args: conv(*args, strides, padding, **options)).trace(x, kernel)  # noqa: B023
         assert 'stablehlo.convolution' not in traced.lower(lowering_platforms=('cpu',)).as_text()
