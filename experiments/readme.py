@@ -105,25 +105,43 @@ def adversarial(run: Path) -> str:
 
 
 def autoencoder(run: Path) -> str:
-    """The test ELBO, reconstructions, and the likeness of samples."""
-    found = metrics(run)
-    elbo = found['elbo']
-    psnr, ssim = (found[f'reconstruction_{name}']['value'] for name in ('psnr', 'ssim'))
-    return (
-        f'test ELBO {elbo["value"]:.1f} ± {elbo["standard_error"]:.1f} nats ({elbo["n"]:,}); '
-        f'reconstructions PSNR {psnr:.1f} dB, SSIM {ssim:.3f}; {likeness(found)}'
-    )
+    """Bounds, bits per dimension, reconstructions, and the likeness of samples; what there is."""
+    found, parts = metrics(run), []
+    for name, title, unit in BOUNDS:
+        if row := found.get(name):
+            digits = 3 if 'bits' in name else 1
+            value = f'{row["value"]:.{digits}f} ± {row["standard_error"]:.{digits}f}'
+            parts.append(f'{title} {value} {unit} ({row["n"]:,})')
+    if 'reconstruction_psnr' in found:
+        psnr, ssim = (found[f'reconstruction_{name}']['value'] for name in ('psnr', 'ssim'))
+        parts.append(f'reconstructions PSNR {psnr:.1f} dB, SSIM {ssim:.3f}')
+    if any(name.startswith('fid_') for name in found):
+        parts.append(likeness(found))
+    return '; '.join(parts)
 
 
+# What an autoencoder's evaluation may hold.
+BOUNDS = (
+    ('elbo', 'test ELBO', 'nats'),
+    ('iw_bound', 'importance-weighted bound', 'nats'),
+    ('elbo_bits_per_dim', 'by the ELBO', 'bits per dimension'),
+    ('iw_bits_per_dim', 'by the importance-weighted bound', 'bits per dimension'),
+)
 # config, what it reports, what it has to be compared with
 ROWS = (
     ('ddpm_digits', conditional, 'none'),
     ('ddpm_fashion_mnist', diffusion, 'none'),
+    ('ddpm_fashion_mnist:short', diffusion, 'none'),
     ('edm_fashion_mnist', diffusion, 'none'),
     ('edm_fashion_mnist:flow', diffusion, 'none'),
     ('edm_fashion_mnist:vp', diffusion, 'none'),
     ('edm_fashion_mnist:ve', diffusion, 'none'),
     ('vae_fashion_mnist', autoencoder, 'none with this likelihood'),
+    ('autoencoder_fashion_mnist', autoencoder, 'none'),
+    ('vq_vae_fashion_mnist', autoencoder, 'none'),
+    ('vq_vae2_fashion_mnist', autoencoder, 'none'),
+    ('vae_gan_fashion_mnist', autoencoder, 'none'),
+    ('vdvae_fashion_mnist', autoencoder, 'none'),
     ('dcgan_fashion_mnist', adversarial, 'none'),
     ('gan_fashion_mnist', adversarial, 'none'),
     ('gan_fashion_mnist:hinge', adversarial, 'none'),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
 
 from gen_jax.errors import UserError
@@ -151,6 +152,15 @@ def descend(
         ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
     metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
     return Net(params, ema, opt_state, extra), metrics
+
+
+def play(module: nn.Module, variables: dict, *args, **options) -> tuple[Any, dict, dict]:
+    """The output in training, the collections with what training keeps, and what was sown."""
+    extra = {name: value for name, value in variables.items() if name != 'params'}
+    mutable = [*extra, 'intermediates']
+    out, changed = module.apply(variables, *args, train=True, mutable=mutable, **options)
+    sown = {name: values[0] for name, values in changed.pop('intermediates', {}).items()}
+    return out, extra | changed, sown
 
 
 def steps_taken(net: Net) -> jax.Array:

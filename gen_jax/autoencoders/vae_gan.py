@@ -36,8 +36,15 @@ from gen_jax.autoencoders import vae_gan_networks
 from gen_jax.autoencoders.posterior import drawn, kl_divergence, normal
 from gen_jax.autoencoders.vae import sampling
 from gen_jax.config import require
-from gen_jax.gans.game import play
-from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
+from gen_jax.method import (
+    Method,
+    Net,
+    check_batch,
+    descend,
+    optimizer,
+    optimizer_defaults,
+    play,
+)
 
 
 def defaults() -> dict:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from gen_jax.gans.augment import augmented, moved
 from gen_jax.gans.objectives import Objective
 from gen_jax.gans.penalties import PENALTIES
-from gen_jax.method import Net
+from gen_jax.method import Net, play
 
 
 class Game(NamedTuple):
@@ -62,18 +62,6 @@ class Round(NamedTuple):
 
 
 NOISE, MIXING, VIEW, PENALTY, MOVED, PATH, VIEW_MADE = range(7)
-
-
-# --- one pass through one network ----------------------------------------------------------------
-
-
-def play(module: nn.Module, variables: dict, *args, **options) -> tuple[Any, dict, dict]:
-    """The output in training, the collections with what training keeps, and what was sown."""
-    extra = {name: value for name, value in variables.items() if name != 'params'}
-    mutable = [*extra, 'intermediates']
-    out, changed = module.apply(variables, *args, train=True, mutable=mutable, **options)
-    sown = {name: values[0] for name, values in changed.pop('intermediates', {}).items()}
-    return out, extra | changed, sown
 
 
 def generate(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict]:

@@ -23,9 +23,9 @@ from gen_jax.gans.adversarial import (
     generator_step,
     instance_noise,
 )
-from gen_jax.gans.game import Judge, generate, play, styles, unrolled
+from gen_jax.gans.game import Judge, generate, styles, unrolled
 from gen_jax.gans.latents import within
-from gen_jax.method import steps_taken
+from gen_jax.method import play, steps_taken
 
 # --- the alternation -----------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import pytest
 
 from gen_jax import config as house
 from gen_jax.gans import dcgan
-from gen_jax.gans.game import play
 from gen_jax.gans.objectives import OBJECTIVES
+from gen_jax.method import play
 
 torch = pytest.importorskip('torch')
 nn = torch.nn

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen_jax.gans import deep_conv
-from gen_jax.gans.game import play
+from gen_jax.method import play
 
 torch = pytest.importorskip('torch')
 nn = torch.nn
