@@ -26,6 +26,23 @@ else:
     os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICKLY]).strip()
 
 
+# Files of several minutes, the longest first: one that began last would keep one process busy while
+# others have nothing left to do.
+LONGEST = ('test_tiny_configs', 'test_stops', 'test_experiments', 'test_layouts', 'test_latent')
+
+
+def pytest_configure(config):
+    """With pytest-xdist files are taken in the order that they are collected in."""
+    if hasattr(config.option, 'loadscopereorder'):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_sessionfinish(session):
     """With GEN_JAX_PARITY set, a comparison that was left out is a failure."""
     reporter = session.config.pluginmanager.get_plugin('terminalreporter')
