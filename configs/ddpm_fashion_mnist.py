@@ -9,7 +9,7 @@ Number: the paper has none for this data set. Ours: see README. The average of t
 holds a seventh of the first, random ones after 2,000 steps: until then grids show noise.
 
 Variants:
-  short: 5,000 steps, those of configs/edm_fashion_mnist.py and its variants: see README.
+  short: the 5,000 steps and the average of weights of configs/edm_fashion_mnist.py: see README.
   tiny: on the embedded digits; each mode takes seconds.
 """
 

@@ -20,7 +20,6 @@ what it makes of the first two says how far.
 """
 
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ import studies
 from absl import flags
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
-from studies import Column, Rows
+from studies import Rows
 
 from gen_jax.config import create, default
 from gen_jax.data import pipeline
@@ -70,11 +69,7 @@ def main() -> None:
     classes = [str(label) for label in np.unique(train[1])]
     names = studies.chosen([*classes, 'all'], FLAGS.rows)
     page = studies.figure(1) if FLAGS.plot else None
-    out = Path(FLAGS.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f'--out={out}: expected a folder') from None
+    out = studies.folder(FLAGS.out)
     asked = {name: FLAGS[name].value for name in ('source', 'size', 'steps', 'samples')}
     rows = Rows(out / 'anomaly.json', asked)
     detector = Detector(config)
@@ -222,22 +217,17 @@ def report(rows: dict, source: str) -> str:
         lines.append([f'mean of {len(classes)}', *(f'{mean:.1f}' for mean in means)])
     if fashion and len(classes) == len(FASHION):
         lines += [[f'*{name}*', f'{mean}', *'   '] for name, mean in PUBLISHED.items()]
-    text = titled(['normal, AUROC %', *SCORES], lines) if lines else ''
+    text = studies.table_of(['normal, AUROC %', *SCORES], lines) if lines else ''
     if 'all' in rows:
         kinds, lines = rows['all'], []
         for kind in ('usual', 'digits', 'flat', 'noise'):
             told = (100 * kinds[kind][score] if score in kinds[kind] else None for score in SCORES)
             cells = ['' if x is None else f'{x:.1f}' for x in told]
             lines.append([kind, f'{kinds[kind]["bits"]:.2f}', *cells])
-        text += '\n' + titled(['all classes against', 'bits per dimension', *SCORES], lines)
+        text += '\n' + studies.table_of(
+            ['all classes against', 'bits per dimension', *SCORES], lines
+        )
     return text
-
-
-def titled(headings: list, lines: list) -> str:
-    """A table of cells."""
-    return studies.table(
-        [Column(x, lambda line, i=i: line[i]) for i, x in enumerate(headings)], lines
-    )
 
 
 def plotted(rows: dict, page, ax):

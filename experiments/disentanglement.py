@@ -16,7 +16,6 @@ training are much smaller than in these papers, whose numbers are therefore not 
 import functools
 import math
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -28,7 +27,6 @@ from studies import Column, Rows
 
 from gen_jax.config import create, default
 from gen_jax.data import sprites
-from gen_jax.errors import UserError
 from gen_jax.metrics.disentanglement import active_units, beta_vae, dci, factor_vae, looked_up, mig
 
 FLAGS = flags.FLAGS
@@ -79,14 +77,10 @@ def define_flags() -> None:
 def main() -> None:
     """Trains, measures, prints, writes."""
     names = studies.chosen(SETTINGS, FLAGS.rows)
-    out = Path(FLAGS.out)
     sprites.check_size(FLAGS.image_size)
     if FLAGS.plot:
         studies.figure(1)  # before the work, what it needs
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f'--out={out}: expected a folder') from None
+    out = studies.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds, 'image_size': FLAGS.image_size}
     rows, images = Rows(out / 'disentanglement.json', asked), every_image(FLAGS.image_size)
     for name in names:
@@ -191,12 +185,6 @@ def scores(codes: np.ndarray, seed: int) -> dict:
     }
 
 
-def told(values: list, digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
-    return f'{np.mean(values):.{digits}f}{spread}'
-
-
 def report(rows: dict) -> str:
     """Markdown: means and standard deviations over seeds."""
     columns = [Column('', lambda item: item[0])]
@@ -207,7 +195,7 @@ def report(rows: dict) -> str:
 
 
 def _cell(measure: str, digits: int, item: tuple) -> str:
-    return told(item[1][measure], digits)
+    return studies.told(item[1][measure], digits)
 
 
 def plotted(rows: dict):

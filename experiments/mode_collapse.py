@@ -25,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import studies
 from absl import flags
-from studies import Column, Rows
+from studies import Rows
 
 from gen_jax.config import create, default
-from gen_jax.errors import UserError
 from gen_jax.metrics.modes import by_centres
 
 FLAGS = flags.FLAGS
@@ -136,13 +135,9 @@ def define_flags() -> None:
 def main() -> None:
     """Trains, measures, prints, writes."""
     names = studies.chosen(SETTINGS, FLAGS.rows)
-    out = Path(FLAGS.out)
     if FLAGS.plot:
         studies.figure(1)  # before the work, what it needs
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f'--out={out}: expected a folder') from None
+    out = studies.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds}
     rows = Rows(out / 'mode_collapse.json', asked)
     for name in names:
@@ -241,18 +236,14 @@ def worth(mixture: Mixture, samples: np.ndarray) -> dict:
     }
 
 
-def told(values: list, digits: int) -> str:
-    """Mean and standard deviation, of as many as there are."""
-    if not values:
-        return '-'
-    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
-    return f'{np.mean(values):.{digits}f}{spread}'
-
-
 def cells(row: dict) -> list[str]:
     """What the table says of one mixture."""
     share = [100 * x for x in row['high_quality']]
-    return [told(row['modes'], 1), told(share, 1), told(row['reverse_kl'], 2)]
+    return [
+        studies.told(row['modes'], 1),
+        studies.told(share, 1),
+        studies.told(row['reverse_kl'], 2),
+    ]
 
 
 def report(rows: dict) -> str:
@@ -268,8 +259,7 @@ def report(rows: dict) -> str:
     for name, mixture in MIXTURES.items():
         headings += [f'{name}: {x.format(len(mixture.centres))}' for x in measures]
     headings.append('seconds')
-    columns = [Column(x, lambda line, i=i: line[i]) for i, x in enumerate(headings)]
-    return studies.table(columns, lines)
+    return studies.table_of(headings, lines)
 
 
 def plotted(rows: dict, out: Path, across: int = 4):

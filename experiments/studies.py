@@ -120,6 +120,23 @@ def numbers(flag: str, kind: type = int, least: float = 1) -> tuple:
     return found
 
 
+def folder(path: str) -> Path:
+    """The folder of results, made where it is not there; UserError where a file has its name."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f'--out={path}: expected a folder') from None
+    return Path(path)
+
+
+def told(values: list, digits: int) -> str:
+    """Mean and standard deviation, of as many as there are."""
+    if not values:
+        return '-'
+    spread = f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
+    return f'{np.mean(values):.{digits}f}{spread}'
+
+
 def figure(columns: int, rows: int = 1, size: tuple = (6.5, 5)) -> tuple[Any, Any]:
     """An empty figure of matplotlib and its axes; UserError where that is missing.
 
@@ -467,3 +484,8 @@ def table(columns: Iterable[Column], rows: Iterable) -> str:
     lines = [[c.heading for c in columns], ['---'] * len(columns)]
     lines += [[c.cell(row) for c in columns] for row in rows]
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def table_of(headings: Iterable[str], lines: Iterable[list[str]]) -> str:
+    """Markdown of lines of cells."""
+    return table([Column(x, lambda line, i=i: line[i]) for i, x in enumerate(headings)], lines)

@@ -75,11 +75,7 @@ def main() -> None:
     train, test = table.values[~held], table.values[held]
     if len(train) < 2 or len({*train[:, target]}) < 2:
         raise UserError(f'--table={FLAGS.table}: expected more rows, of two categories or more')
-    out = Path(FLAGS.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f'--out={out}: expected a folder') from None
+    out = studies.folder(FLAGS.out)
     code = Code(table, train)
     drawn, elbo = learned(code, train, test, FLAGS.steps, FLAGS.latent_dim)
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import struct
 
 from gen_jax.autoencoders import networks
-from gen_jax.autoencoders.likelihoods import LIKELIHOODS, Likelihood, table
+from gen_jax.autoencoders.likelihoods import NAMES, Likelihood, named
 from gen_jax.config import nearest, require
 from gen_jax.method import (
     Method,
@@ -68,7 +68,7 @@ class Autoencoder(nn.Module):
     Attributes:
       encoder: gives what z is made of.
       decoder: gives what the likelihood takes of each pixel.
-      likelihood: of `LIKELIHOODS`.
+      likelihood: of `NAMES`.
       sigma: standard deviation of 'gaussian'; 0 makes it a parameter.
       columns: of 'table'.
     """
@@ -82,7 +82,7 @@ class Autoencoder(nn.Module):
     @property
     def given_z(self) -> Likelihood:
         """The likelihood p(x|z), of what `numbers` gives."""
-        return table(self.columns) if self.likelihood == 'table' else LIKELIHOODS[self.likelihood]
+        return named(self.likelihood, self.columns)
 
     def setup(self):
         """Makes sigma, where the likelihood has one."""
@@ -122,8 +122,8 @@ def features_of(config) -> int:
       UserError: where it does not, or does not exist.
     """
     name, sigma, channels = config.pixels.likelihood, config.pixels.sigma, config.data.channels
-    columns, names = tuple(config.pixels.columns), (*LIKELIHOODS, 'table')
-    require(name in names, 'pixels.likelihood', name, f'a known name{nearest(name, names)}')
+    columns = tuple(config.pixels.columns)
+    require(name in NAMES, 'pixels.likelihood', name, f'a known name{nearest(name, NAMES)}')
     fits = sum(columns) == channels and min(columns) >= 1 if name == 'table' else not columns
     expected = (
         f'how many values each column has, {channels} in all, as config.data.channels'
@@ -131,7 +131,7 @@ def features_of(config) -> int:
         else "() but with pixels.likelihood='table'"
     )
     require(fits, 'pixels.columns', columns, expected)
-    likelihood = table(columns) if name == 'table' else LIKELIHOODS[name]
+    likelihood = named(name, columns)
     fits = not likelihood.channels or channels in likelihood.channels
     expected = f'another: {name} is of {" or ".join(map(str, likelihood.channels))} channels'
     require(fits, 'pixels.likelihood', name, f'{expected}, and config.data.channels={channels}')

@@ -307,3 +307,12 @@ def table(columns: tuple[int, ...]) -> Likelihood:
         return together(x, picked)
 
     return Likelihood(lambda c: 2 * n + sum(map(len, choices)), log_prob, mean, draw)
+
+
+# Names of all, tables among them.
+NAMES = (*LIKELIHOODS, 'table')
+
+
+def named(name: str, columns: tuple[int, ...] = ()) -> Likelihood:
+    """The likelihood of that name; `columns` are of 'table'."""
+    return table(columns) if name == 'table' else LIKELIHOODS[name]
