@@ -31,6 +31,8 @@ def test_a_row_has_the_chances_that_others_rank_higher(digits):
     assert row['elbo'] == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
     assert row['pca'] > 0.98  # zeros are unlike the rest
     assert row['reconstruction'] > 0.7
+    # Scores are of what is unusual: the lower the bound, the higher, and the ELBO is the lower one.
+    assert found['elbo'].mean() > found['iw_bound'].mean() > 0
     # 64 pixels; the bound is in nats.
     np.testing.assert_allclose(found['bits'], found['iw_bound'] / 64 / np.log(2), rtol=1e-5)
 
