@@ -18,6 +18,7 @@ from disentanglement import MEASURES, SETTINGS, SIZES, configured, every_image, 
 from gen_jax.config import create
 from gen_jax.data import sprites
 from gen_jax.data.pipeline import to_float
+from gen_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -211,7 +212,7 @@ def test_rows_table_and_figure_are_left_and_it_goes_on(monkeypatch, small, tmp_p
     assert all(len(found['beta_vae_2'][measure]) == 2 for measure in MEASURES)
     assert '| beta_vae_2 |' in path.with_suffix('.md').read_text()
     assert path.with_suffix('.png').stat().st_size > 1000
-    with pytest.raises(disentanglement.UserError, match='holds rows of other settings'):
+    with pytest.raises(UserError, match='holds rows of other settings'):
         run(['vae'], steps=3)
 
 
