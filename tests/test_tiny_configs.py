@@ -21,7 +21,7 @@ FINGERPRINT = re.compile('fingerprint ([0-9a-f]{64})')
 KNOWN = (
     'adm_classifier_imagenet',
     'adm_imagenet',
-    'biggan_imagenet128',
+    'biggan_imagenet',
     'ddpm_cifar10',
     'edm_cifar10',
     'edm_ffhq64',
