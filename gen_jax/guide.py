@@ -51,7 +51,10 @@ def parsed(folder: Path, named: str) -> ml_collections.ConfigDict:
     """
     path = folder / 'config.json'
     if not path.is_file():
-        raise UserError(f'{named}: expected the folder of a trained run, with config.json')
+        raise UserError(
+            f'{named}: expected the folder of a trained run, with config.json: train it first, '
+            f'by main.py --config=FILE --workdir={folder}'
+        )
     flat = workdir.read_json(path)
     try:
         choices = getattr(method_module(flat['method']), 'CHOICES', ())

@@ -186,11 +186,15 @@ def test_latents_have_no_bounds(stage, name):
         assert (jnp.abs(x).max() > 1.5) == bool(place)
 
 
+def configured(name, variant, **changes):
+    config = runpy.run_path(f'configs/{name}.py')['get_config'](variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
 def test_a_config_has_both_stages(tmp_path, capsys):
     def run(mode, variant, folder, **changes):
-        config = runpy.run_path('configs/ldm_shapes64.py')['get_config'](variant)
-        config.update_from_flattened_dict(changes)
-        mode.run(config, tmp_path / folder)
+        mode.run(configured('vq_vae_fashion_mnist', variant, **changes), tmp_path / folder)
         return capsys.readouterr().out
 
     assert FINGERPRINT.search(run(train, 'tiny', 'first'))
@@ -201,6 +205,14 @@ def test_a_config_has_both_stages(tmp_path, capsys):
     assert said in run(inspect, 'tiny_diffusion', 'second', **place)
 
 
+def test_another_config_has_them_too(tmp_path):
+    workdir.claim(configured('ldm_shapes64', 'tiny'), tmp_path)
+    config = configured('ldm_shapes64', 'tiny_diffusion', **{'latent.workdir': str(tmp_path)})
+    program = Program(config, latent.method(config))
+    assert program.lower_train()
+    assert program.lower_sample()
+
+
 def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
     vae = default('autoencoders.vae')
     vae.update_from_flattened_dict({**SHARED, 'model.channels': 4, 'model.hidden': 8})
@@ -209,7 +221,7 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
     gan.update_from_flattened_dict({**SHARED, 'model.width': 4})
     workdir.claim(gan, tmp_path / 'gan')
     for config, says in (
-        (model(tmp_path / 'nowhere'), 'expected the folder of a trained run'),
+        (model(tmp_path / 'nowhere'), 'expected the folder of a trained run, with config.json: train'),
         (model(stage, **{'data.image_size': 32}), 'image_size=16: expected 32'),
         (model(stage, **{'data.channels': 1}), 'channels=3: expected 1'),
         (model(stage, **{'sampler.clip': True}), 'sampler.clip'),

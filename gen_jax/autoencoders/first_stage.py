@@ -105,7 +105,8 @@ def create(config: ml_collections.ConfigDict) -> Method:
 
     `evaluate_step` gives 'squared_error', the mean over an image's numbers, and 'kl', nats, or
     'commitment'; it, `encode` (to latents [b, h', w', latent_channels], of 'kl' the means) and
-    `decode` use the averaged parameters where there are any.
+    `decode` (where there are codes, of those nearest to what it is given) use the averaged
+    parameters where there are any.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit; of `init`, where
@@ -202,7 +203,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     def decode(state, latents, condition):
         del condition
         variables = state.net.variables(ema=True)
-        return jnp.clip(module.apply(variables, latents, method='decode'), -1, 1)
+        return jnp.clip(module.apply(variables, latents, method='drawn'), -1, 1)
 
     def evaluate_step(keys, state, batch):
         del keys

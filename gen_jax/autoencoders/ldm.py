@@ -164,6 +164,10 @@ class FirstStage(nn.Module):
         """[b, h, w, dim] -> images float32 [b, h * f, w * f, c], unbounded."""
         return self.decoder(self.post_quant_conv(z) if self.pointwise else z)
 
+    def drawn(self, z):
+        """As `decode`, of latents that another model draws."""
+        return self.decode(z)
+
 
 class KLAutoencoder(FirstStage):
     """With a Gaussian of each number: the encoder gives mean and log variance of `dim` numbers."""
@@ -205,3 +209,7 @@ class VQAutoencoder(FirstStage):
     def codes(self, x, train: bool = False) -> Quantized:
         """The codes of images, [b, h / f, w / f, dim]."""
         return self.quantizer(self.encode(x), train)
+
+    def drawn(self, z):
+        """As `decode`, of the codes nearest to latents that another model draws."""
+        return self.decode(self.quantizer(z).z)

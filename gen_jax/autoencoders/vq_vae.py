@@ -9,7 +9,8 @@ variance: pixels 'gaussian' with sigma^2 half of that. With `vq.decay` codes fol
 instead of the second term (appendix A.1).
 
 In training all codes are as probable, so that the bound is log p(x|z) less log K for each place
-(section 3.2). No other prior is learned yet, and nothing is sampled.
+(section 3.2). To draw images, a diffusion model learns where codes lie (`config.latent`), and what it
+draws is taken for the nearest code; the paper's prior is a PixelCNN.
 """
 
 import math
@@ -77,14 +78,18 @@ class VQVAE(Autoencoder):
         """All codes of an image as one map, of which the decoder makes images."""
         return found[0].z
 
+    def snapped(self, z: jax.Array) -> jax.Array:
+        """A map as `latents` gives them, each vector replaced by the nearest code."""
+        return self.quantizer(z).z
+
 
 def create(config: ml_collections.ConfigDict) -> Method:
     """The VQ-VAE that `defaults` describes.
 
     `evaluate_step` gives 'elbo' and 'log_likelihood', nats, of pixels that are probabilities of
     levels 'elbo_bits_per_dim' too, 'squared_error', the mean over an image's numbers, and
-    'commitment'; it, `encode` (to codes [b, h', w', dim]) and `decode` use the averaged parameters
-    where there are any. Metrics of training have the `perplexity` of a batch's codes.
+    'commitment'; it, `encode` (to codes [b, h', w', dim]) and `decode` (of the codes nearest to what
+    it is given) use the averaged parameters where there are any. Metrics of training have the `perplexity` of a batch's codes.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
@@ -136,7 +141,9 @@ def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:
 
     def decode(state, latents, condition):
         del condition
-        return module.apply(state.net.variables(ema=True), latents, method='mean')
+        variables = state.net.variables(ema=True)
+        z = module.apply(variables, latents, method='snapped')
+        return module.apply(variables, z, method='mean')
 
     def evaluate_step(keys, state, batch):
         del keys

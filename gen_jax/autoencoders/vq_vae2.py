@@ -5,8 +5,7 @@ Codes of two levels. The encoder goes down to a quarter of the image (bottom) an
 of the top's codes, and the decoder sees both levels (the paper's algorithm 1 and figure 2a). Losses
 and codes are VQ-VAE's: each level has a codebook of its own that follows a moving average, and
 distances from codes are added up over levels. In training all codes are as probable, so that the
-bound is log p(x|z) less log K for each place of either level. No other prior is learned yet, and
-nothing is sampled.
+bound is log p(x|z) less log K for each place of either level. Images are drawn as VQ-VAE's are.
 
 The authors' code is not public. What the paper leaves open is that of an unofficial port,
 github.com/rosinality/vq-vae-2-pytorch at ef5f67c, which builds on VQ-VAE's example in sonnet: 4x4
@@ -96,6 +95,11 @@ class VQVAE2(vq_vae.VQVAE):
     def latents(found: tuple[Quantized, Quantized]) -> jax.Array:
         """Both levels as one map, [b, h, w, 5 * dim]."""
         return joined(*(level.z for level in found))
+
+    def snapped(self, z: jax.Array) -> jax.Array:
+        """A map as `latents` gives them, each vector replaced by the nearest code of its level."""
+        top, bottom = apart(z)
+        return joined(self.top_quantizer(top).z, self.quantizer(bottom).z)
 
 
 def joined(top: jax.Array, bottom: jax.Array) -> jax.Array:

@@ -88,6 +88,11 @@ def test_encode_decode_and_evaluate(name, shape):
     if name == VQ:  # of 9 codes at 2x2 places, as probable all
         want = terms['log_likelihood'] - 4 * np.log(9)
         np.testing.assert_allclose(terms['elbo'], want, rtol=1e-5)
+        codes = np.asarray(state.net.extra['codebook']['quantizer']['codes'])  # [9, 3]
+        drawn = codes.std() * np.random.default_rng(0).standard_normal(shape, np.float32)
+        nearest = codes[np.square(drawn[..., None, :] - codes).sum(-1).argmin(-1)]
+        images = [jax.jit(method.decode)(state, z, {}) for z in (drawn, nearest)]
+        np.testing.assert_allclose(*images, atol=1e-6)
     assert method.sample_step is None
     assert method.latent_dim is None
 

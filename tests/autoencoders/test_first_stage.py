@@ -151,6 +151,12 @@ def test_encode_decode_and_evaluate(kind):
     want = jnp.square(images - batch_of()['image']).mean((1, 2, 3))
     np.testing.assert_allclose(terms['squared_error'], want, rtol=1e-4)
     assert terms.keys() == {'squared_error', 'kl' if kind == 'kl' else 'commitment'}
+    if kind == 'vq':  # the codes nearest to any latents
+        codes = np.asarray(state.net.params['quantizer']['codes'])  # [13, 2]
+        drawn = codes.std() * np.random.default_rng(0).standard_normal((4, 4, 4, 2), np.float32)
+        nearest = codes[np.square(drawn[..., None, :] - codes).sum(-1).argmin(-1)]
+        images = [jax.jit(method.decode)(state, z, {}) for z in (drawn, nearest)]
+        np.testing.assert_allclose(*images, atol=1e-5)
     assert method.sample_step is None
 
 

@@ -215,6 +215,18 @@ def test_encode_decode_and_evaluate(likelihood):
     want = terms['log_likelihood'] - 20 * np.log(9)
     np.testing.assert_allclose(terms['elbo'], want, rtol=1e-5)
     assert ('elbo_bits_per_dim' in terms) == (likelihood == 'logistic')
+    # Each level's codes nearest to any latents.
+    codebook = state.net.extra['codebook']
+    drawn = 0.1 * np.random.default_rng(0).standard_normal(z.shape, np.float32)
+    levels = zip(vq_vae2.apart(drawn), ('top_quantizer', 'quantizer'), strict=True)
+    nearest = [
+        (codes := np.asarray(codebook[name]['codes']))[
+            np.square(level[..., None, :] - codes).sum(-1).argmin(-1)
+        ]
+        for level, name in levels
+    ]
+    images = [jax.jit(method.decode)(state, x, {}) for x in (drawn, vq_vae2.joined(*nearest))]
+    np.testing.assert_allclose(*images, atol=1e-6)
     assert method.sample_step is None
 
 
