@@ -4,8 +4,8 @@
     python main.py --config=configs/vq_vae_fashion_mnist.py:diffusion
     python main.py --config=configs/vq_vae_fashion_mnist.py:diffusion --mode=sample
 
-The first command trains networks and codes in runs/vq_vae_fashion_mnist, the second a diffusion model
-of where an image's codes lie, told the class; the third draws with both.
+The first command trains networks and codes in runs/vq_vae_fashion_mnist, the second a diffusion
+model of where an image's codes lie, told the class; the third draws with both.
 Networks and codes are those of the authors' example (sonnet's vqvae_example.py), a quarter as wide.
 What differs: the paper draws codes by a PixelCNN.
 Cost: 3,000 steps of 64 images, then 5,000; not timed.

@@ -221,7 +221,10 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
     gan.update_from_flattened_dict({**SHARED, 'model.width': 4})
     workdir.claim(gan, tmp_path / 'gan')
     for config, says in (
-        (model(tmp_path / 'nowhere'), 'expected the folder of a trained run, with config.json: train'),
+        (
+            model(tmp_path / 'nowhere'),
+            'expected the folder of a trained run, with config.json: train',
+        ),
         (model(stage, **{'data.image_size': 32}), 'image_size=16: expected 32'),
         (model(stage, **{'data.channels': 1}), 'channels=3: expected 1'),
         (model(stage, **{'sampler.clip': True}), 'sampler.clip'),

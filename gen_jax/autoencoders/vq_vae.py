@@ -9,8 +9,8 @@ variance: pixels 'gaussian' with sigma^2 half of that. With `vq.decay` codes fol
 instead of the second term (appendix A.1).
 
 In training all codes are as probable, so that the bound is log p(x|z) less log K for each place
-(section 3.2). To draw images, a diffusion model learns where codes lie (`config.latent`), and what it
-draws is taken for the nearest code; the paper's prior is a PixelCNN.
+(section 3.2). To draw images, a diffusion model learns where codes lie (`config.latent`), and what
+it draws is taken for the nearest code; the paper's prior is a PixelCNN.
 """
 
 import math
@@ -88,8 +88,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
 
     `evaluate_step` gives 'elbo' and 'log_likelihood', nats, of pixels that are probabilities of
     levels 'elbo_bits_per_dim' too, 'squared_error', the mean over an image's numbers, and
-    'commitment'; it, `encode` (to codes [b, h', w', dim]) and `decode` (of the codes nearest to what
-    it is given) use the averaged parameters where there are any. Metrics of training have the `perplexity` of a batch's codes.
+    'commitment'; it, `encode` (to codes [b, h', w', dim]) and `decode` (of the codes nearest to
+    what it is given) use the averaged parameters where there are any. Metrics of training have the
+    `perplexity` of a batch's codes.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.

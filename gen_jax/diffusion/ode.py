@@ -8,8 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -17,8 +15,8 @@ from gen_jax.diffusion import predictions
 from gen_jax.diffusion.processes import Path, Process
 from gen_jax.diffusion.samplers import normal
 
-# Both of fifth order, six slopes a step.
-SOLVERS = {'tsit5': diffrax.Tsit5, 'dopri5': diffrax.Dopri5}
+# Both of fifth order, six slopes a step; diffrax's names.
+SOLVERS = {'tsit5': 'Tsit5', 'dopri5': 'Dopri5'}
 MOST_STEPS = 4096
 
 
@@ -99,6 +97,8 @@ def solve(
       The state, NaN for an example that has not arrived after MOST_STEPS steps, and how many steps
       each tried, int32 [b].
     """
+    import diffrax  # here, as it takes half as long as JAX and most commands do without
+
     first = jax.tree.leaves(start)[0]
     alone = _alone(slopes, start, args, jnp.zeros(len(first), first.dtype))
     ends = jnp.asarray(begin, first.dtype), jnp.asarray(end, first.dtype)
@@ -106,7 +106,7 @@ def solve(
     def one(start, args, rtol, atol):
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(alone),
-            SOLVERS[solver](),
+            getattr(diffrax, SOLVERS[solver])(),
             *ends,
             # A guess, made smaller or larger at once; diffrax's own is 0.01 on any scale of time.
             dt0=1e-3 * (ends[1] - ends[0]),
@@ -133,6 +133,8 @@ def _alone(slopes, start, args, t):
     """
     # The arrays that it closes over become operands: the rule runs where those of a jit around all
     # this cannot be reached any more.
+    import equinox as eqx
+
     closed = eqx.filter_closure_convert(slopes, t, start, args)
     arrays, rest = eqx.partition(closed, eqx.is_array)
 
