@@ -104,8 +104,7 @@ def pictures(folder):
 
 @pytest.mark.slow
 def test_devices_and_processes_change_nothing(main, tmp_path):
-    args = (DIGITS, '--config.steps=6', '--config.log_every=1', '--config.sample_every=6')
-    args += '--config.eval.every=0', '--config.eval.every_metrics=()'
+    args = (VAE, '--config.steps=6', '--config.log_every=1', '--config.sample_every=6')
     eight = ('--config.sample.batch_size=8',)
 
     def run(name, *more, **options):

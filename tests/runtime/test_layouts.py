@@ -25,6 +25,8 @@ CONFIGS = {
     'dcgan_fashion_mnist': {'model.width': 8},
     'classifier_digits': {'model.widths': (8, 16)},
 }
+# Those that are compiled for a mesh of each kind; others for one device and the mesh that has all.
+ON_EACH = ('vae_fashion_mnist', 'classifier_digits')
 # Leaves of this many elements are split, so that networks of a test's size are split at all.
 SMALLEST_SPLIT = 256
 # Of the numbers of a leaf: below it they are rounding (such as the gradients of keys' biases, which
@@ -53,7 +55,8 @@ def run(name: str) -> dict:
     config.update_from_flattened_dict({**CONFIGS[name], 'sample.batch_size': 8, 'batch_size': 16})
     source = sources.open_source(config.data, config.data.split)
     found, alone = {}, None
-    for mesh, sizes in MESHES.items():
+    for mesh in ('one', *others(name)):
+        sizes = MESHES[mesh]
         config.mesh.update(dict(zip(sharding.AXES, sizes, strict=True)))
         devices = jax.devices()[: int(np.prod(sizes))]
         program = Program(config, create(config), devices)
@@ -69,10 +72,15 @@ def run(name: str) -> dict:
             jax.tree_util.keystr(path, simple=True, separator='/'): leaf
             for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
         }
-        alone = alone or jax.tree.map(np.asarray, leaves)  # MESHES begins with one device
+        alone = alone or jax.tree.map(np.asarray, leaves)
         described = {name: describe(leaf, alone[name]) for name, leaf in leaves.items()}
         found[mesh] = {'metrics': losses, 'images': images, 'state': described}
     return found
+
+
+def others(name: str) -> list[str]:
+    """The meshes of several devices that a config is run on."""
+    return [mesh for mesh in MESHES if mesh != 'one'] if name in ON_EACH else ['all']
 
 
 def describe(leaf, expected: np.ndarray) -> dict:
@@ -85,7 +93,7 @@ def describe(leaf, expected: np.ndarray) -> dict:
     }
 
 
-@pytest.fixture(scope='module', params=CONFIGS)
+@pytest.fixture(scope='module')
 def found(request, xla_cache):
     """`run`, in a process of its own."""
     environment = {
@@ -101,10 +109,14 @@ def found(request, xla_cache):
 
 
 pytestmark = pytest.mark.slow
-OTHERS = [mesh for mesh in MESHES if mesh != 'one']
+EVERY = pytest.mark.parametrize(
+    ('found', 'mesh'),
+    [(name, mesh) for name in CONFIGS for mesh in others(name)],
+    indirect=['found'],
+)
 
 
-@pytest.mark.parametrize('mesh', OTHERS)
+@EVERY
 def test_every_mesh_gives_the_numbers_of_one_device(found, mesh):
     one, other = found['one'], found[mesh]
     for step, metrics in enumerate(one['metrics']):
@@ -119,7 +131,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(found, mesh):
         assert np.abs(difference).max() <= 1  # another program may round a pixel the other way
 
 
-@pytest.mark.parametrize('mesh', OTHERS)
+@EVERY
 def test_parameters_moments_and_averages_are_split_alike(found, mesh):
     _, fsdp, tensor = MESHES[mesh]
     kept = {'params': 0, 'ema': 0, 'mu': 0, 'nu': 0}
