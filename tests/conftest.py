@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -26,6 +27,8 @@ else:
     os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICKLY]).strip()
 
 
+MANY_OBJECTS = 1_000_000  # that Python's garbage collector visits
+
 # Files of several minutes, the longest first: one that began last would keep one process busy while
 # others have nothing left to do.
 LONGEST = ('test_tiny_configs', 'test_stops', 'test_experiments', 'test_layouts', 'test_latent')
@@ -43,6 +46,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+def pytest_collection_finish():
+    """Leaves what was imported out of every garbage collection from here on."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish(session):
     """With GEN_JAX_PARITY set, a comparison that was left out is a failure."""
     reporter = session.config.pluginmanager.get_plugin('terminalreporter')
@@ -57,6 +66,23 @@ def pytest_sessionfinish(session):
 # The oracles import torchvision.
 if find_spec('torch') and find_spec('torchvision'):
     import_torchvision()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def let_go(request):
+    """Lets go of what a file's tests keep and, once that is much, of what JAX traced and compiled.
+
+    Else collecting garbage, which visits all that is alive, ends up taking most of the time.
+    """
+    yield
+    for kept in vars(request.module).values():
+        if hasattr(kept, 'cache_clear'):
+            kept.cache_clear()
+    if len(gc.get_objects()) > MANY_OBJECTS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope='session')
