@@ -25,7 +25,8 @@ def get_config(variant: str = ''):
     config.data.source = 'tfds:fashion_mnist'
     config.data.image_size = 28
     config.optimizer.decay_steps = 5_000
-    config.eval.metrics = ('per_example', 'reconstruction')
+    config.eval.network = 'fashion_mnist'
+    config.eval.metrics = ('per_example', 'reconstruction', 'rfid', 'probe')
     tiny = TINY | {
         'data.source': 'digits',
         'data.image_size': 8,

@@ -37,7 +37,7 @@ def get_config(variant: str = ''):
     config.vae_gan.margin = 0.35
     config.eval.network = 'fashion_mnist'
     config.eval.metrics = (
-        *('per_example', 'reconstruction'),
+        *('per_example', 'reconstruction', 'rfid', 'probe', 'active_units'),
         *('fid', 'kid', 'prdc', 'modes', 'diversity'),
     )
     config.eval.n = 10_000

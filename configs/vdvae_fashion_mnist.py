@@ -35,7 +35,7 @@ def get_config(variant: str = ''):
     config.optimizer.learning_rate = 1e-3
     config.ema_decay = 0.999  # the paper's is of runs four hundred times as long
     config.eval.network = 'fashion_mnist'
-    config.eval.metrics = ('per_example', 'reconstruction', 'fid', 'prdc')
+    config.eval.metrics = ('per_example', 'reconstruction', 'rfid', 'fid', 'prdc')
     config.eval.n = 10_000
     tiny = TINY | {
         'data.source': 'digits',

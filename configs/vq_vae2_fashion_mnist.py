@@ -29,7 +29,8 @@ def get_config(variant: str = ''):
     config.model.channels = 32
     config.model.hidden = 16
     config.vq.restart = 0.03  # of codes that stand for fewer vectors of a step than that
-    config.eval.metrics = ('per_example', 'reconstruction')
+    config.eval.network = 'fashion_mnist'
+    config.eval.metrics = ('per_example', 'reconstruction', 'rfid', 'probe')
     tiny = TINY | {
         'data.source': 'digits',
         'data.image_size': 8,

@@ -31,7 +31,8 @@ def get_config(variant: str = ''):
     config.checkpoint_every = 1_000
     config.data.source = 'tfds:fashion_mnist'
     config.data.image_size = 28
-    tiny = TINY | {'data.source': 'digits', 'data.image_size': 8}
+    config.eval.network = 'fashion_mnist'
+    tiny = TINY | {'data.source': 'digits', 'data.image_size': 8, 'eval.network': 'digits'}
     if second:
         tiny |= {
             'model.channels': 8,
@@ -39,7 +40,6 @@ def get_config(variant: str = ''):
             'model.blocks': 1,
             'model.groups': 4,
             'sample.knobs.steps': 2,
-            'eval.network': 'digits',
         }
     else:
         tiny |= {
@@ -66,7 +66,7 @@ def _first():
     config.steps = 3_000
     config.model.channels = 32
     config.vq.restart = 0.03  # of codes that stand for fewer vectors of a step than that
-    config.eval.metrics = ('per_example', 'reconstruction')
+    config.eval.metrics = ('per_example', 'reconstruction', 'rfid', 'probe')
     return config
 
 
@@ -85,7 +85,6 @@ def _second():
     config.diffusion.label_dropout = 0.1
     config.sampler.clip = False
     config.sample.knobs.guidance = 1.5
-    config.eval.network = 'fashion_mnist'
     config.eval.metrics = ('fid', 'kid', 'prdc', 'accuracy')
     config.eval.n = 10_000
     return config

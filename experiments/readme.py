@@ -114,10 +114,25 @@ def autoencoder(run: Path) -> str:
             parts.append(f'{title} {value} {unit} ({row["n"]:,})')
     if 'reconstruction_psnr' in found:
         psnr, ssim = (found[f'reconstruction_{name}']['value'] for name in ('psnr', 'ssim'))
-        parts.append(f'reconstructions PSNR {psnr:.1f} dB, SSIM {ssim:.3f}')
+        rfid = [f', rFID {row["value"]:.2f}' for name, row in found.items() if 'rfid' in name]
+        parts.append(f'reconstructions PSNR {psnr:.1f} dB, SSIM {ssim:.3f}' + ''.join(rfid))
+    if 'probe' in found:
+        latents, pixels = (found[name]['value'] for name in ('probe', 'probe_of_pixels'))
+        parts.append(f'a linear probe of latents {latents:.1%} (of pixels {pixels:.1%})')
+    if row := found.get('active_units'):
+        parts.append(f'{row["value"]} of {row["of"]} units active')
+    if used := perplexities(run):
+        parts.append('perplexity of codes ' + ' and '.join(f'{x:.0f}' for x in used))
     if any(name.startswith('fid_') for name in found):
         parts.append(likeness(found))
     return '; '.join(parts)
+
+
+def perplexities(run: Path) -> list[float]:
+    """Of the codes of each level, as training last logged them; none where there are no codes."""
+    lines = (run / 'metrics.jsonl').read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    return [x for name, x in logged[-1].items() if name.startswith('perplexity')]
 
 
 # What an autoencoder's evaluation may hold.
@@ -138,7 +153,9 @@ ROWS = (
     ('edm_fashion_mnist:ve', diffusion, 'none'),
     ('vae_fashion_mnist', autoencoder, 'none with this likelihood'),
     ('autoencoder_fashion_mnist', autoencoder, 'none'),
+    ('vae_fashion_mnist:logistic', autoencoder, 'none'),
     ('vq_vae_fashion_mnist', autoencoder, 'none'),
+    ('vq_vae_fashion_mnist:diffusion', conditional, 'none'),
     ('vq_vae2_fashion_mnist', autoencoder, 'none'),
     ('vae_gan_fashion_mnist', autoencoder, 'none'),
     ('vdvae_fashion_mnist', autoencoder, 'none'),

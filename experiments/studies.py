@@ -16,9 +16,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from gen_jax.config import create, nearest
-from gen_jax.data import pipeline
+from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError, in_one_line, is_users
-from gen_jax.judge import Reference, check, images_of
+from gen_jax.judge import Reference, check
 from gen_jax.method import Method
 from gen_jax.metrics import compare
 from gen_jax.metrics.accuracy import accuracy
@@ -429,7 +429,7 @@ class Worth:
         source = self._reference.held_out
         if source is None or len(source) < self._n:
             return {}
-        images = np.concatenate(list(images_of(source)))[spread(len(source), self._n)]
+        images = np.concatenate(list(sources.images_of(source)))[spread(len(source), self._n)]
         found = self(images)
         # They are of any class.
         return {name: found[name] for name in (self.distance, *self.shares[:2])}

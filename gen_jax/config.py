@@ -167,7 +167,8 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'pixel_weight': 1.0,  # of the squared error, beside the distance eval.perceptual
             },
             'eval': {
-                # per_example (what evaluate_step says of the eval split), reconstruction (of it);
+                # per_example (what evaluate_step says of the eval split), reconstruction, rfid (of
+                # it, encoded and decoded), probe, active_units (of its latents);
                 # of samples: fid, sfid, kid, is, prdc, accuracy, modes, diversity, path_length
                 'metrics': ('per_example',),
                 'network': 'inception',  # that samples are seen through; or digits, fashion_mnist

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
+from gen_jax import encoded
 from gen_jax.config import guided_by, nearest, require
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
@@ -30,12 +31,17 @@ from gen_jax.runtime.program import Program
 CLASSIFIER = ('accuracy', 'modes')
 # What looks at samples through no network of `eval.network`.
 PERCEPTUAL = ('diversity', 'path_length', 'reconstruction')
-METRICS = ('per_example', *compare.ROLE, *CLASSIFIER, *PERCEPTUAL)
+# What looks at the eval split as the model encodes it, and at nothing that it draws.
+ENCODED = ('rfid', 'probe', 'active_units')
+METRICS = ('per_example', *compare.ROLE, *CLASSIFIER, *PERCEPTUAL, *ENCODED)
 # Fields of Method; the others need `sample_step`.
 NEEDS = {
     'per_example': ('evaluate_step',),
     'path_length': ('decode', 'latent_dim'),
     'reconstruction': ('encode', 'decode'),
+    'rfid': ('encode', 'decode'),
+    'probe': ('encode',),
+    'active_units': ('encode',),
 }
 # What kind of number a method's likelihood is (see `metrics.bits_per_dim`).
 BITS = {
@@ -52,7 +58,6 @@ BITS = {
     'elbo_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'},
     'iw_bits_per_dim': {'kind': 'bound', 'likelihood': 'discrete'},
 }
-CHUNK = 500  # images of a data set read at a time
 DIVERSE, PAIRS = 500, 1000  # images that diversity looks at, and pairs of them
 COLLAPSED = 0.5  # diversity over that of real images, below which a warning is given
 
@@ -96,6 +101,10 @@ def check(program: Program, names: Iterable[str]) -> None:
             {'path_length'} if options.perceptual != 'vgg' else {},
             "is measured by LPIPS over VGG-16: set config.eval.perceptual to 'vgg'",
         ),
+        (
+            {'probe'} if program.num_classes else {},
+            'would find the labels that the model is told: set config.data.num_classes=0',
+        ),
     )
     for cannot, why in refused:
         for name in names:
@@ -130,14 +139,20 @@ class Judge:
             name for name in names if NEEDS.get(name, ('sample_step',)) == ('sample_step',)
         )
         self._keep = ('logits',) if {*CLASSIFIER} & {*names} else ()
-        if self._compared or self._keep:
+        if {*PERCEPTUAL, *ENCODED} & {*names}:
+            data = program.config.data
+            self._real_images = sources.open_source(data, data.eval_split)
+        if self._compared or self._keep or 'rfid' in names:
             self._open_network()
         if {*PERCEPTUAL} & {*names}:
             self._open_distance()
+        if 'probe' in names:
+            self._open_probe()
 
     def _open_network(self) -> None:
         config, options = self._program.config, self._program.config.eval
-        roles = tuple(dict.fromkeys([*compare.roles(self._compared), *self._keep]))
+        pairs = (*self._compared, 'fid') if 'rfid' in self._names else self._compared
+        roles = tuple(dict.fromkeys([*compare.roles(pairs), *self._keep]))
         look = options.network, options.weights, options.resize, roles, options.dims
         self._extractor = open_extractor(
             *look, options.batch_size, self._program.mesh, config.data.fit == 'pad'
@@ -151,6 +166,8 @@ class Judge:
             self._check_count(name, 'samples', self._n, least)
             if name != 'is':
                 self._check_count(name, self._reference.name, self._reference.n, least_real)
+        if 'rfid' in self._names:
+            self._check_count('rfid', 'those of the eval split', len(self._real_images), 2)
         classes = self._reference.num_classes
         if self._keep and classes not in (None, self._extractor.classes):
             raise UserError(
@@ -166,7 +183,15 @@ class Judge:
         seen_by = {self._perceptual} | ({'ssim'} if 'reconstruction' in self._names else set())
         for distance in sorted(seen_by):
             check_side(config, distance, f'metric {name!r}', 'leave it out of config.eval.metrics')
-        self._real_images = sources.open_source(config.data, config.data.eval_split)
+
+    def _open_probe(self) -> None:
+        data = self._program.config.data
+        self._fitted = sources.open_source(data, data.split)
+        if not self._fitted.num_classes:
+            raise UserError(
+                f"metric 'probe' needs images with labels, which {data.source} has not: leave it "
+                'out of config.eval.metrics'
+            )
 
     def _check_count(self, name: str, what: str, n: int | None, least: int) -> None:
         if n is not None and n < least:
@@ -189,6 +214,12 @@ class Judge:
             rows |= per_example(self._program, state)
         if 'reconstruction' in self._names:
             rows |= self._reconstruction(state)
+        if 'rfid' in self._names:
+            rows |= encoded.rfid(self._program, state, self._real_images, self._extractor)
+        if 'probe' in self._names:
+            rows |= encoded.probed(self._program, state, self._fitted, self._real_images)
+        if 'active_units' in self._names:
+            rows |= encoded.active_units(self._program, state, self._real_images)
         if 'path_length' in self._names:
             rows |= self._path_length(state)
         if self.of_samples:
@@ -205,10 +236,13 @@ class Judge:
             'per_example': self._program.evaluated() if 'per_example' in self._names else (),
             'diversity': (f'diversity_{self._perceptual}',),
             'reconstruction': tuple(f'reconstruction_{measure}' for measure in measures),
+            'probe': ('probe', 'probe_of_pixels'),
         }
         names = []
         for name in self._names:
-            suffix = self._extractor.suffix if name in (*self._compared, *CLASSIFIER) else ''
+            suffix = (
+                self._extractor.suffix if name in (*self._compared, *CLASSIFIER, 'rfid') else ''
+            )
             found = several.get(name) or compare.GIVES.get(name, (name,))
             names += [x + suffix for x in found]
         return names
@@ -254,10 +288,10 @@ class Judge:
         if source is None:
             return {}
         enough = [x for x in self._compared if len(source) >= compare.LEAST[x][0]]
-        seen = compare.look(images_of(source), self._extractor, enough, self._keep)
+        seen = compare.look(sources.images_of(source), self._extractor, enough, self._keep)
         rows = compare.compare(self._real, seen, enough)
         if 'accuracy' in self._names:
-            found = accuracy(seen.features['logits'], labels_of(source)).overall
+            found = accuracy(seen.features['logits'], sources.labels_of(source)).overall
             rows['accuracy'] = {'value': found.value, 'n': found.n}
         return rows
 
@@ -311,11 +345,8 @@ class Judge:
         if self._perceptual != 'ssim':
             measures[f'lpips_{self._perceptual}'] = self._distance
         columns = {name: [] for name in measures}
-        config, program = self._program.config, self._program
-        for examples in batches_of(self._real_images, config.batch_size):
-            batch = program.given(examples)
-            real = batch['image']
-            back = program.decode(state, program.encode(state, batch), batch.get('label'))
+        config = self._program.config
+        for real, back in encoded.returned(self._program, state, self._real_images):
             for name, measure in measures.items():
                 columns[name].append(np.asarray(measure(real, back)))
         rows = {name: _mean(np.concatenate(parts), config.data) for name, parts in columns.items()}
@@ -356,7 +387,7 @@ class Reference:
             return compare.Seen(0, {}, {})
         if self._source is None:
             return sets.look(self._set, self._extractor, self._metrics)
-        return compare.look(images_of(self._source), self._extractor, self._metrics)
+        return compare.look(sources.images_of(self._source), self._extractor, self._metrics)
 
     def told(self, metric: str) -> dict:
         """What the provenance of a number says of the reference it was measured against."""
@@ -375,7 +406,7 @@ class Reference:
         """Of the reference's labels, [classes]; None where it has none: equal shares are taken."""
         if not self.num_classes:
             return None
-        return np.bincount(labels_of(self._source), minlength=self.num_classes)
+        return np.bincount(sources.labels_of(self._source), minlength=self.num_classes)
 
 
 def check_side(config, distance: str, what: str, mend: str) -> None:
@@ -410,23 +441,6 @@ def open_distance(options) -> tuple[Callable, dict]:
     sums = {'weights_sha256': sha256(places[0]), 'heads_sha256': sha256(places[1])}
     told = {'distance': f'LPIPS {name} 0.1', 'weights': str(places[0]), **sums}
     return functools.partial(compiled, variables), told
-
-
-def batches_of(source, size: int) -> Iterator[list[dict]]:
-    """A source's examples in order, up to `size` at a time."""
-    for start in range(0, len(source), size):
-        yield [source[i] for i in range(start, min(start + size, len(source)))]
-
-
-def images_of(source, size: int = CHUNK) -> Iterator[np.ndarray]:
-    """A source's images in order, uint8 [up to size, h, w, c]."""
-    for examples in batches_of(source, size):
-        yield np.stack([example['image'] for example in examples])
-
-
-def labels_of(source) -> np.ndarray:
-    """A source's labels in order, int [n]."""
-    return np.array([source[i]['label'] for i in range(len(source))])
 
 
 def _keeping(batches: Iterable[np.ndarray], first: list, n: int) -> Iterator[np.ndarray]:

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import statistics
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from gen_jax import evaluate, judge, sample, train
 from gen_jax.config import create, default
 from gen_jax.data import sources
+from gen_jax.data.pipeline import to_uint8
 from gen_jax.errors import UserError
 from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, fid
@@ -68,7 +71,7 @@ def test_fid_is_that_of_the_samples_and_says_where_it_comes_from(trained):
         samples = made['images']
     look = open_extractor('digits', batch_size=11)
     real, test = (
-        np.concatenate(list(judge.images_of(sources.open_source(config.data, split))))
+        np.concatenate(list(sources.images_of(sources.open_source(config.data, split))))
         for split in ('train', 'test')
     )
     real, test, samples = (Moments.of(look(x)['pool']) for x in (real, test, samples))
@@ -81,6 +84,41 @@ def test_fid_is_that_of_the_samples_and_says_where_it_comes_from(trained):
     assert row['network'] == 'digits'
     assert len(row['weights_sha256']) == 64
     assert (row['step'], row['seed'], row['ema']) == (6, 0, True)
+
+
+@pytest.mark.slow
+def test_what_is_encoded_and_decoded_is_compared_and_probed(tmp_path):
+    changes = {'data.num_classes': 0, 'eval.metrics': ('rfid', 'probe', 'active_units')}
+    config = small(**changes)
+    train.run(config, tmp_path)
+    evaluate.run(config, tmp_path)
+    rows = report(tmp_path)
+    assert sorted(rows) == ['active_units', 'probe', 'probe_of_pixels', 'rfid_digits']
+    program = Program(config, create(config))
+    _, state = sample.load(program, tmp_path, None)
+    look = open_extractor('digits', batch_size=11)
+    examples = {
+        split: [source[i] for i in range(len(source))]
+        for split in ('train', 'test')
+        for source in [sources.open_source(config.data, split)]
+    }
+    z = {split: program.encode(state, program.given(x)) for split, x in examples.items()}
+    back = to_uint8(program.decode(state, z['test']))
+    real = np.stack([x['image'] for x in examples['test']])
+    want = fid(*(Moments.of(look(images)['pool']) for images in (real, back)))
+    row = rows['rfid_digits']
+    assert row['value'] == pytest.approx(want, rel=1e-5)
+    assert (row['n'], row['n_reference'], row['reference']) == (296, 296, 'digits test')
+    labels = [np.array([x['label'] for x in examples[split]]) for split in ('train', 'test')]
+    mean, deviation = z['train'].mean(0), z['train'].std(0)
+    fitted = LogisticRegression(max_iter=1000).fit((z['train'] - mean) / deviation, labels[0])
+    want = (fitted.predict((z['test'] - mean) / deviation) == labels[1]).mean()
+    assert rows['probe']['value'] == pytest.approx(want, abs=2 / 296)
+    assert rows['probe_of_pixels']['value'] > 0.93  # digits are told apart by a linear model
+    assert rows['probe']['n_reference'] == 1501
+    spread = [statistics.variance(map(float, unit)) for unit in z['test'].T]
+    assert rows['active_units']['value'] == sum(x > 0.01 for x in spread)
+    assert (rows['active_units']['of'], rows['active_units']['n']) == (2, 296)
 
 
 @pytest.mark.slow
@@ -147,7 +185,7 @@ def test_saved_statistics_serve_as_the_reference(trained, tmp_path):
     evaluate.run(small(**{'eval.metrics': ('fid',)}), trained)
     value = report(trained)['fid_digits']['value']
     source = sources.open_source(small().data, 'train')
-    real = np.concatenate(list(judge.images_of(source)))
+    real = np.concatenate(list(sources.images_of(source)))
     moments = Moments.of(open_extractor('digits')(real)['pool'])
     np.savez(tmp_path / 'real.npz', mu=moments.mu, sigma=moments.sigma)
     changes = {'eval.metrics': ('fid',), 'eval.reference': str(tmp_path / 'real.npz')}
@@ -228,6 +266,8 @@ def test_a_resumed_run_evaluates_like_one_that_never_stopped(tmp_path):
         ({'eval.metrics': ('fid', 'diversity')}, 'at least 11x11'),
         ({'eval.metrics': ('reconstruction',)}, 'at least 11x11'),
         ({'eval.metrics': (1, 2)}, 'no metric 1'),
+        ({'eval.metrics': ('probe',)}, 'config.data.num_classes=0'),
+        ({'eval.metrics': ('rfid',), 'data.image_size': 16}, '8x8 images'),
         ({'eval.resize': 'foo'}, 'eval.resize'),
         ({'eval.perceptual': 'foo'}, 'eval.perceptual'),
         ({'eval.dims': 100}, 'eval.dims'),

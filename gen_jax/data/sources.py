@@ -8,6 +8,7 @@ It may have `__getitems__(indices) -> [example, ...]` where reading together is 
 depend on i alone; sources can be pickled, and read by many threads at once.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,3 +132,20 @@ def _check_classes(data, num_classes: int) -> None:
             f'{data.source} has {has}, but config.data.num_classes={data.num_classes}: '
             f'set it to {num_classes}' + (', or to 0 to leave labels unused' if num_classes else '')
         )
+
+
+def batches_of(source, size: int) -> Iterator[list[dict]]:
+    """A source's examples in order, up to `size` at a time."""
+    for start in range(0, len(source), size):
+        yield [source[i] for i in range(start, min(start + size, len(source)))]
+
+
+def images_of(source, size: int = 500) -> Iterator[np.ndarray]:
+    """A source's images in order, uint8 [up to size, h, w, c]."""
+    for examples in batches_of(source, size):
+        yield np.stack([example['image'] for example in examples])
+
+
+def labels_of(source) -> np.ndarray:
+    """A source's labels in order, int [n]."""
+    return np.array([source[i]['label'] for i in range(len(source))])

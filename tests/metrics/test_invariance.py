@@ -10,7 +10,6 @@ import pytest
 
 from gen_jax.config import default
 from gen_jax.data import sources
-from gen_jax.judge import images_of
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +17,7 @@ def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sets')
     data = default('autoencoders.vae').data
     for split in ('train', 'test'):
-        images = np.concatenate(list(images_of(sources.open_source(data, split))))
+        images = np.concatenate(list(sources.images_of(sources.open_source(data, split))))
         np.save(folder / f'{split}.npy', images)
     return folder
 
