@@ -35,6 +35,7 @@ from gen_jax.gans.game import (
     Game,
     Judge,
     Round,
+    clipped,
     discriminator_loss,
     generate,
     generator_loss,
@@ -103,8 +104,7 @@ def discriminator_step(judge: Judge, state: State) -> tuple[State, dict]:
         net = every(rules.penalty_every, state.step, partial(penalised, judge, generator), net)
     loss_fn = partial(discriminator_loss, judge, generator)
     net, metrics = descend(net, loss_fn, game.d_tx, None, asked, game.accumulate)
-    if limit := rules.clip_weights:
-        net = net.replace(params=jax.tree.map(lambda x: jnp.clip(x, -limit, limit), net.params))
+    net = net.replace(params=clipped(rules, net.params))
     return state.replace(discriminator=net), {f'd_{k}': v for k, v in metrics.items()}
 
 

@@ -150,9 +150,14 @@ class Judge(NamedTuple):
 
 def discriminator_loss(judge: Judge, generator: dict, params, extra, asked: Round) -> tuple:
     """(loss, (collections, metrics)) of the discriminator; `generator` are its variables."""
-    game, judge = judge.game, judge._replace(asked=asked)
+    fake = jax.lax.stop_gradient(generate(judge.game, generator, asked)[0])  # [b, h, w, c]
+    return verdict(judge._replace(asked=asked), params, extra, fake)
+
+
+def verdict(judge: Judge, params, extra, fake: jax.Array) -> tuple:
+    """`discriminator_loss` of the generated images [b, h, w, c] that are given."""
+    game, asked = judge.game, judge.asked
     rules, real = game.rules, asked.image
-    fake = jax.lax.stop_gradient(generate(game, generator, asked)[0])  # [b, h, w, c]
     on_real, extra, of_real = judge({'params': params, **extra}, real)  # [b]
     on_fake, extra, of_fake = judge({'params': params, **extra}, fake, made=True)
     smoothing = rules.label_smoothing, rules.fake_smoothing
@@ -184,7 +189,7 @@ def generator_loss(judge: Judge, opponent: Net, params, extra, asked: Round) -> 
     rules, variables = game.rules, {'params': params, **extra}
     fake, extra = generate(game, variables, asked)  # [b, h, w, c]
     if rules.unroll:
-        opponent = unrolled(judge, opponent, asked.image, fake)
+        opponent = unrolled(judge, opponent, fake)
     logits, _, of_fake = judge(opponent.variables(), fake, made=True)  # [b]
     loss = game.objective.generator(logits)
     if share := rules.feature_matching:
@@ -198,28 +203,30 @@ def generator_loss(judge: Judge, opponent: Net, params, extra, asked: Round) -> 
     return loss, (extra, metrics)
 
 
-def unrolled(judge: Judge, opponent: Net, real: jax.Array, fake: jax.Array) -> Net:
+def unrolled(judge: Judge, opponent: Net, fake: jax.Array) -> Net:
     """The discriminator after steps against these very images (Metz et al. 2017, equation 7).
 
-    The generator's gradient passes through the steps.
+    They are its own steps, whatever these add to its objective. The generator's gradient passes
+    through them.
     """
     rules = judge.game.rules
-
-    def loss_fn(params):
-        on_real, extra, _ = judge({'params': params, **opponent.extra}, real)
-        on_fake, _, _ = judge({'params': params, **extra}, fake, made=True)
-        smoothing = rules.label_smoothing, rules.fake_smoothing
-        return judge.game.objective.discriminator(on_real, on_fake, smoothing)
-
+    gradient_of = jax.grad(lambda params: verdict(judge, params, opponent.extra, fake)[0])
     for _ in range(rules.unroll):
-        gradient = jax.grad(loss_fn)(opponent.params)
+        gradient = gradient_of(opponent.params)
         # Adam's root of its second moment is steep without end at 0, where units are dead from the
         # start; their 0 passes no gradient on.
         gradient = jax.tree.map(lambda g: jnp.where(g == 0, 0.0, g), gradient)
         updates, opt_state = judge.game.d_tx.update(gradient, opponent.opt_state, opponent.params)
-        params = optax.apply_updates(opponent.params, updates)
+        params = clipped(rules, optax.apply_updates(opponent.params, updates))
         opponent = opponent.replace(params=params, opt_state=opt_state)
     return opponent
+
+
+def clipped(rules, params):
+    """Parameters within `gan.clip_weights` of 0 (Arjovsky et al. 2017, algorithm 1)."""
+    if not (limit := rules.clip_weights):
+        return params
+    return jax.tree.map(lambda x: jnp.clip(x, -limit, limit), params)
 
 
 def misjudged(sown: dict, label: jax.Array) -> jax.Array:

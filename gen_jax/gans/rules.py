@@ -136,6 +136,11 @@ def _check_fit(config) -> None:
     rules, model = config.gan, config.model
     objective = OBJECTIVES[rules.objective]
     critic = objective.boundary is None
+    lazy = rules.penalty and rules.penalty_every > 1
+    expected = (
+        '0 with gan.penalty_every above 1: steps that look ahead have no penalty of their own'
+    )
+    require(not (rules.unroll and lazy), 'gan.unroll', rules.unroll, expected)
     smoothed = rules.label_smoothing or rules.fake_smoothing
     smooth = ', '.join(name for name, other in OBJECTIVES.items() if other.smooths)
     expected = f'one of {smooth}, which have targets to smooth'

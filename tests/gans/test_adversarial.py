@@ -279,20 +279,22 @@ def test_the_discriminator_sees_noise_of_that_deviation_on_each_image():
     assert abs(correlation) < 0.05
 
 
+CRITIC = {'gan__objective': 'wasserstein', 'gan__penalty': 'wgan_gp', 'gan__clip_weights': 0.02}
+
+
 @pytest.mark.slow
-def test_the_generator_looks_ahead():
+@pytest.mark.parametrize('changes', [{}, CRITIC], ids=['', 'a critic, penalised and clipped'])
+def test_the_generator_looks_ahead(changes):
     """One unrolled step is the discriminator's own step, and the gradient passes through it."""
-    config = small(gan__unroll=1)
+    config = small(gan__unroll=1, **changes)
     _, state = started(config)
     judge, net = judge_of(config), state.discriminator
     fake = generate(judge.game, state.generator.variables(), judge.asked)[0]
-    ahead = unrolled(judge, net, judge.asked.image, fake)
+    ahead = unrolled(judge, net, fake)
     after, _ = discriminator_step(judge, state)
     close(ahead.params, after.discriminator.params, atol=1e-6)
     through = jax.grad(
-        lambda x: sum(
-            p.sum() for p in jax.tree.leaves(unrolled(judge, net, judge.asked.image, x).params)
-        )
+        lambda x: sum(p.sum() for p in jax.tree.leaves(unrolled(judge, net, x).params))
     )(fake)
     assert np.abs(through).max() > 0
 
@@ -430,6 +432,7 @@ WRONG = [
     {'gan.penalty_every': 0},
     {'gan.feature_matching': 1.5},
     {'gan.unroll': -1},
+    {'gan.unroll': 1, 'gan.penalty': 'r1', 'gan.penalty_every': 4},
     {'gan.clip_weights': 0.1},  # of a game that is no critic's
     {'gan.objective': 'wasserstein'},  # with nothing that bounds its gradient
     {'gan.objective': 'hinge', 'gan.label_smoothing': 0.1},
