@@ -206,8 +206,8 @@ def test_a_config_has_both_stages(tmp_path, capsys):
 
 
 def test_another_config_has_them_too(tmp_path):
-    workdir.claim(configured('ldm_shapes64', 'tiny'), tmp_path)
-    config = configured('ldm_shapes64', 'tiny_diffusion', **{'latent.workdir': str(tmp_path)})
+    workdir.claim(configured('ldm_fashion_mnist', 'tiny'), tmp_path)
+    config = configured('ldm_fashion_mnist', 'tiny_diffusion', **{'latent.workdir': str(tmp_path)})
     program = Program(config, latent.method(config))
     assert program.lower_train()
     assert program.lower_sample()

@@ -28,7 +28,7 @@ KNOWN = (
     'edm_imagenet64',
     'first_stage_256',
     'improved_ddpm_cifar10',
-    'ldm_shapes64',
+    'ldm_fashion_mnist',
     'ncsnv2_cifar10',
     'progan_celebahq1024',
     'rectified_flow_cifar10',
