@@ -27,7 +27,7 @@ else:
     os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICKLY]).strip()
 
 
-MANY_OBJECTS = 1_000_000  # that Python's garbage collector visits
+MANY_OBJECTS = 400_000  # that Python's garbage collector visits
 
 # Files of several minutes, the longest first: one that began last would keep one process busy while
 # others have nothing left to do.

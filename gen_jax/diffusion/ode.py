@@ -131,10 +131,10 @@ def _alone(slopes, start, args, t):
 
     `denoise` knows the conditions of all examples, and could not be mapped over one at a time.
     """
-    # The arrays that it closes over become operands: the rule runs where those of a jit around all
-    # this cannot be reached any more.
     import equinox as eqx
 
+    # The arrays that it closes over become operands: the rule runs where those of a jit around all
+    # this cannot be reached any more.
     closed = eqx.filter_closure_convert(slopes, t, start, args)
     arrays, rest = eqx.partition(closed, eqx.is_array)
 
