@@ -10,8 +10,9 @@ Networks: 70,433,988 and 87,982,370 parameters.
 Paper: FID 8.7, Inception score 98.8; the author's PyTorch: Inception score 97.35 after 150,000
 steps; StudioGAN: FID 8.35, 97.76.
 Ours: not trained here. The networks agree with the author's (tests/parity/test_gan_resnets.py).
-What differs: samples take running statistics of the averaged generator, not standing ones; the
-author's parts of a batch each have images of their own for the generator.
+Samples take running statistics of the averaged generator, as the script's; with
+--config.sample.standing=100 standing ones, as the paper's.
+What differs: the author's parts of a batch each have images of their own for the generator.
 
 Variants:
   deep: BigGAN-deep, 50,244,484 and 34,590,210 parameters (scripts/launch_BigGAN_deep.sh).

@@ -36,8 +36,10 @@ def run(config, folder: Path, step: str | None = None) -> None:
     judge = Judge(program, config.eval.metrics, config.eval.n)
     step, state = load(program, folder, step)
     images = iter(())
+    out = claimed(config, folder, step, state) if judge.of_samples else None
+    state = program.settled(state)
     if judge.of_samples:
-        images = stored(program, state, claimed(config, folder, step, state), config.eval.n)
+        images = stored(program, state, out, config.eval.n)
     rows = judge(step, state, images)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +113,7 @@ class Trials:
 
     def _samples(self, state) -> Iterator[np.ndarray]:
         n, size = self._program.config.eval.every_n, self._program.config.sample.batch_size
+        state = self._program.settled(state)
         for start in range(0, n, size):
             yield self._program.sample(state, np.arange(start, min(start + size, n)))
 

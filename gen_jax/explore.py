@@ -55,6 +55,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
     explorer = Explorer(config)
     workdir.check(config, folder, after_training=True)
     step, state = load(explorer, folder, step)
+    state = explorer.settled(state)
     task = config.explore.task
     page, arrays, said = TASKS[task](explorer, state)
     path = folder / 'explore' / f'{task}_{step:08d}.png'

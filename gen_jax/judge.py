@@ -502,4 +502,5 @@ def sampling(config) -> dict:
         'sampler': workdir.plain(config.get('sampler', {})),
         'knobs': workdir.plain(config.sample.knobs),
         'label': config.sample.label,
+        **({'standing': config.sample.standing} if config.sample.get('standing') else {}),
     }

@@ -63,6 +63,8 @@ class Method(NamedTuple):
         the config's; 0: `config.data.num_classes`.
       latent_dim: length d of `decode`'s latents [b, d], where their prior is standard normal.
       latents: of a generator that draws in one go.
+      settle: (key, state) -> state, with what samples need once beforehand, such as statistics;
+        what is trained stays as it is.
       network_calls: calls of the network in one `sample_step`, as the config has it.
       stage: (step) -> hashable, of what a training step is, where that is not always the same.
       advise: ({name: mean over some steps}) -> {what goes wrong in training: what to do}.
@@ -80,6 +82,7 @@ class Method(NamedTuple):
     num_classes: int = 0
     latent_dim: int | None = None
     latents: Latents | None = None
+    settle: Callable | None = None
     network_calls: int = 1
     stage: Callable | None = None
     advise: Callable | None = None

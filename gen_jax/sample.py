@@ -39,6 +39,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
     latent_grids = LatentGrids(program)
     step, state = load(program, folder, step)
     out = claimed(config, folder, step, state)
+    state = program.settled(state)
     if config.sample.format == 'png':
         _draw_pngs(program, state, out)
     else:
@@ -115,7 +116,14 @@ def claimed(config, folder: Path, step: int, state) -> Path:
       UserError: it holds images that were made with other settings.
     """
     out = folder / 'samples' / f'at_step_{step:08d}_seed_{config.seed}'
-    decides = ('sample.label', 'sample.knobs.', 'sampler.', 'diffusion.', 'init_from')
+    decides = (
+        'sample.label',
+        'sample.knobs.',
+        'sample.standing',
+        'sampler.',
+        'diffusion.',
+        'init_from',
+    )
     settings = {k: v for k, v in workdir.flat(config).items() if k.startswith(decides)}
     settings |= {'step': step, 'state': fingerprint(state)}
     path = out / 'settings.json'

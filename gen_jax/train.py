@@ -168,8 +168,9 @@ class Loop:
             return
         jax.block_until_ready(state)
         start = time.monotonic()
-        pictures = {'step': program.sample(state, np.arange(program.config.sample.grid))}
-        pictures |= self.latent_grids(state)
+        settled = program.settled(state)
+        pictures = {'step': program.sample(settled, np.arange(program.config.sample.grid))}
+        pictures |= self.latent_grids(settled)
         if jax.process_index() == 0:
             for name, made in pictures.items():
                 page = images.grid(made, None if name == 'step' else 8)

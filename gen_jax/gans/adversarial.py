@@ -12,8 +12,8 @@ What the papers leave open:
   devices share it).
 * Sampling uses running statistics, so that image i does not depend on its neighbours. They are
   those of the averaged generator: each step runs it once more, on the step's own noise. Averaging
-  the trained generator's statistics instead would describe weights that nobody samples from. They
-  stand for BigGAN's standing statistics, over some ten batches instead of many.
+  the trained generator's statistics instead would describe weights that nobody samples from. With
+  `sample.standing` BigGAN's standing statistics take their place.
 * A network's spectral vectors and its mean of w are kept by its own steps only.
 """
 
@@ -42,10 +42,10 @@ from gen_jax.gans.game import (
     styles,
 )
 from gen_jax.gans.growing import Growth, forgotten, growth_of, shown
-from gen_jax.gans.latents import latents
+from gen_jax.gans.latents import latents, standing
 from gen_jax.gans.objectives import OBJECTIVES
 from gen_jax.gans.penalties import path_lengths
-from gen_jax.gans.rules import check, knobs_for, rules_for
+from gen_jax.gans.rules import check, rules_for, sample_for
 from gen_jax.method import (
     Method,
     Net,
@@ -74,7 +74,7 @@ def defaults(network: str = 'dcgan') -> dict:
         'ema_decay': 0.999,  # of the generator that samples; 0: none kept
         'ema_rampup': 0.0,  # most of its half-life, as a share of the steps so far; 0: no limit
         'ema_start': 0,  # the step until which the average is the weights of now
-        'sample': {'knobs': knobs_for(network)},
+        'sample': sample_for(network),
     }
 
 
@@ -257,6 +257,7 @@ def create(config) -> Method:
         decode=decode,
         latent_dim=latent_dim,
         latents=found,
+        settle=standing(config, game, found) if config.sample.get('standing') else None,
         stage=stage if growth else None,
         advise=advise,
     )

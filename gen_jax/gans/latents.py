@@ -4,6 +4,7 @@ The first maps z to what tells each layer its style, ws [n, layers, d]; of gener
 that is z itself, as one layer.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from jax.scipy.special import erf, erfinv
 from gen_jax.gans import networks
 from gen_jax.gans.game import Game
 from gen_jax.gans.growing import enlarged, growth_of
-from gen_jax.method import Latents, knob, labels
+from gen_jax.method import Latents, knob, labels, play
 
 
 def latents(config, game: Game) -> Latents:
@@ -64,6 +65,43 @@ def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Arr
     number, alpha = growth.at(state.step)
     sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in growth.sizes]
     return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
+
+
+def standing(config, game: Game, found: Latents) -> Callable:
+    """`Method.settle` of a game: standing statistics (Brock et al. 2019, appendix B).
+
+    Batch norm's statistics of the averaged generator, means over `sample.standing` batches of those
+    that samples are drawn from: of the config's truncation, which the running ones know nothing of,
+    and of labels that are equally probable. A batch is as large as one of training.
+    """
+    n = config.batch_size // (game.rules.n_critic * config.accumulate)
+    classes, generator = game.generator.num_classes, game.generator
+
+    def of_one(state, key):
+        z_key, label_key, noise_key = jax.random.split(key, 3)
+        label = jax.random.randint(label_key, (n,), 0, classes) if classes else None
+        condition = {'label': label} if classes else {}
+        z = jax.random.normal(z_key, (n, generator.latent_dim))
+        ws, keys = found.mapping(state, z, condition)[:, 0], jax.random.split(noise_key, n)
+        variables = state.generator.variables(ema=True)
+
+        def kept(value):
+            stats = jax.tree.map(lambda x: jnp.full_like(x, value), variables['batch_stats'])
+            _, extra, _ = play(generator, variables | {'batch_stats': stats}, ws, label, keys=keys)
+            return extra['batch_stats']
+
+        # What is kept is m times the old and 1 - m times the batch's.
+        return jax.tree.map(
+            lambda from_0, from_1: from_0 / (1 - (from_1 - from_0)), kept(0), kept(1)
+        )
+
+    def settle(key, state):
+        keys, net = jax.random.split(key, config.sample.standing), state.generator
+        each = jax.lax.map(lambda key: of_one(state, key), keys)
+        stats = jax.tree.map(lambda x: x.mean(0), each)
+        return state.replace(generator=net.replace(extra=net.extra | {'batch_stats': stats}))
+
+    return settle
 
 
 def within(z: jax.Array, limit: jax.Array) -> jax.Array:

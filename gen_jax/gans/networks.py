@@ -17,6 +17,7 @@ NETWORKS = {
 }
 NORMALISED = ('progressive', 'stylegan', 'stylegan2')  # take only the direction of z
 GROWING = ('progressive', 'stylegan')  # can be trained at 4x4 pixels first, then at twice that, ...
+BATCH_NORMED = ('dcgan', 'deep_conv', 'resnet', 'biggan')  # whose generators have batch norm
 STYLED = ('stylegan', 'stylegan2')  # their generators map z to styles, one for each layer
 
 

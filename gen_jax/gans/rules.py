@@ -73,6 +73,15 @@ def knobs_for(network: str) -> dict:
     return {} if network in networks.NORMALISED else dict(SPREAD)
 
 
+def sample_for(network: str) -> dict:
+    """A network's own part of `config.sample`."""
+    knobs = {'knobs': knobs_for(network)}
+    if network not in networks.BATCH_NORMED:
+        return knobs
+    # Batches that standing statistics are means over; 0: samples take the running statistics.
+    return knobs | {'standing': 0}
+
+
 def check(config) -> None:
     """Raises UserError where the rules do not exist or do not fit each other."""
     rules, batch = config.gan, config.batch_size
@@ -114,6 +123,9 @@ def check(config) -> None:
     _check_fit(config)
     for field, value in config.sample.knobs.items():
         require(value >= 0, f'sample.knobs.{field}', value, '0 or more')
+    if 'standing' in config.sample:
+        standing = config.sample.standing
+        require(standing >= 0, 'sample.standing', standing, 'a whole number, 0 or more')
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     for field in ('ema_rampup', 'ema_start'):
         require(config[field] >= 0, field, config[field], '0 or more')

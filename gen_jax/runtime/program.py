@@ -67,6 +67,9 @@ class Program:
             in_shardings=(None, placed, None, None),
             out_shardings=self._everywhere,
         )
+        self._settle = method.settle and jit(
+            self._settling, in_shardings=(None, placed), out_shardings=placed
+        )
         self._evaluate = jit(
             self._evaluate_step,
             in_shardings=(None, placed, None, self.batch_sharding),
@@ -134,6 +137,9 @@ class Program:
         state, condition = self._gathered(state), self._spread(condition)
         images = self.method.sample_step(self._spread(keys), state, condition)
         return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+    def _settling(self, seed, state):
+        return self.method.settle(random.stream(seed, 'settle'), self._gathered(state))
 
     def _evaluate_step(self, seed, state, indices, batch):
         keys = random.sample_keys(seed, 'evaluate', indices)
@@ -210,6 +216,10 @@ class Program:
             )
             condition['label'] = labels.astype(np.int32)
         return condition
+
+    def settled(self, state):
+        """The state that samples are drawn of: see `Method.settle`."""
+        return self._settle(self._seed, state) if self._settle else state
 
     def sample(self, state, indices: np.ndarray) -> np.ndarray:
         """The images of these indices, uint8 [n, h, w, c], `sample.batch_size` at a time.

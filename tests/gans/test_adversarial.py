@@ -3,18 +3,22 @@
 On networks of two dense layers, which compile quickly; running statistics on DCGAN's.
 """
 
+import json
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from games import NOISE, SMALL, batch_of, close, differ, judge_of, small, started, stepped
+from PIL import Image
 from scipy.stats import truncnorm
 
+from configs import dcgan_fashion_mnist
 from gen_jax import config as house
-from gen_jax import train
+from gen_jax import evaluate, sample, train
 from gen_jax.errors import UserError
 from gen_jax.gans import adversarial
 from gen_jax.gans.adversarial import (
@@ -106,6 +110,81 @@ def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay):
     close(after.generator.extra, want, atol=1e-6)
     assert (after.generator.ema is None) == (ema_decay == 0)
     assert after.discriminator.ema is None
+
+
+def standing_batches(config, key):
+    """The z [batches, b, d] that standing statistics are taken from."""
+    keys = jax.random.split(key, config.sample.standing)
+    z_keys = [jax.random.split(key, 3)[0] for key in keys]
+    shape = config.batch_size, config.model.latent_dim
+    return [jax.random.normal(z_key, shape) for z_key in z_keys]
+
+
+@pytest.mark.slow
+def test_one_batch_with_its_own_standing_statistics_is_drawn_as_in_training():
+    config = small('dcgan', sample__standing=1)
+    method, state = started(config)
+    key = jax.random.key(3)
+    settled = jax.jit(method.settle)(key, state)
+    (z,) = standing_batches(config, key)
+    generator = game_of(config).generator
+    want, _, _ = play(generator, state.generator.variables(ema=True), z)
+    got = method.latents.synthesis(settled, z[:, None], {})
+    np.testing.assert_allclose(got, jnp.clip(want, -1, 1), atol=1e-5)
+    assert jnp.abs(method.latents.synthesis(state, z[:, None], {}) - got).max() > 0.01
+    # Nothing else has changed.
+    kept = settled.generator.replace(extra=state.generator.extra)
+    assert not any(differ(settled.replace(generator=kept), state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('truncation', [0.0, 0.5])
+def test_standing_statistics_are_means_over_batches_of_what_is_drawn(truncation):
+    config = small('dcgan', sample__standing=3, sample__knobs__truncation=truncation)
+    method, state = started(config)
+    key, found = jax.random.key(3), []
+    for z in standing_batches(config, key):
+        sown = {}
+
+        def kept(next_fun, args, kwargs, context, sown=sown):
+            """What goes into each batch norm."""
+            if type(context.module).__name__ == 'BatchNorm':
+                sown[context.module.name] = args[0]
+            return next_fun(*args, **kwargs)
+
+        inside = within(z, jnp.full((len(z), 1), truncation))
+        with nn.intercept_methods(kept):
+            play(game_of(config).generator, state.generator.variables(ema=True), inside)
+        found.append({name: (x.mean((0, 1, 2)), x.var((0, 1, 2))) for name, x in sown.items()})
+    settled = jax.jit(method.settle)(key, state).generator.extra['batch_stats']
+    assert settled.keys() == found[0].keys()
+    for name, stats in settled.items():
+        for i, part in enumerate(('mean', 'var')):
+            want = np.mean([each[name][i] for each in found], 0)
+            np.testing.assert_allclose(stats[part], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_samples_take_standing_statistics_where_asked_and_say_so(tmp_path):
+    config = dcgan_fashion_mnist.get_config('tiny')
+    train.run(config, tmp_path)
+    sample.run(config, tmp_path)
+    with config.unlocked():
+        config.sample.standing = 4
+    with pytest.raises(UserError, match=r'sample\.standing was 0, is 4'):
+        sample.run(config, tmp_path)
+    (plain,) = (tmp_path / 'samples').glob('at_step_*')
+    plain.rename(tmp_path / 'plain')
+    sample.run(config, tmp_path)
+    images = [
+        np.stack([np.asarray(Image.open(x)) for x in sorted(folder.glob('*.png'))])
+        for folder in (tmp_path / 'plain', plain)
+    ]
+    assert len(images[0]) == len(images[1])
+    assert (images[0] != images[1]).mean() > 0.2
+    evaluate.run(config, tmp_path)
+    rows = json.loads((tmp_path / 'metrics.json').read_text())
+    assert rows['diversity_ssim']['standing'] == 4
 
 
 @pytest.mark.slow
@@ -440,6 +519,7 @@ WRONG = [
     {'ema_decay': 1.0},
     {'ema_start': -1},
     {'sample.knobs.temperature': -1.0},
+    {'sample.standing': -1},
 ]
 
 
