@@ -7,8 +7,8 @@ Cost: 100,000 steps of 5 x 64 images.
 Networks: 9,416,196 and 2,415,170 parameters.
 Paper: FID 14.73, Inception score 9.22; StudioGAN: FID 4.16, 9.96.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
-Samples take running statistics of the averaged generator; with --config.sample.standing=100 standing
-ones, as the paper's.
+Samples take running statistics of the averaged generator; with --config.sample.standing=100
+standing ones, as the paper's.
 
 Variants:
   authors: the authors' script for CIFAR-10 (github.com/ajbrock/BigGAN-PyTorch at 9845943):
