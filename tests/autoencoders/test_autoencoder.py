@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import batch_of
 
 from gen_jax import config as house
 from gen_jax.autoencoders.autoencoder import corrupted
@@ -30,11 +31,6 @@ def small(method, **changes):
     config.batch_size = 4
     config.update_from_flattened_dict({**SMALL[method], **changes})
     return config
-
-
-def batch_of(n=4):
-    image = jax.random.uniform(jax.random.key(5), (n, 8, 8, 1), minval=-1.0)
-    return {'image': image, 'label': jnp.arange(n, dtype=jnp.int32) % 3}
 
 
 @functools.cache

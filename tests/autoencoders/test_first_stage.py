@@ -2,6 +2,7 @@
 
 import functools
 
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,17 +29,14 @@ SMALL = {
     'optimizer.learning_rate': 1e-3,
 }
 
+batch_of = functools.partial(batches.batch_of, channels=3)
+
 
 def small(kind='kl', **changes):
     config = house.default('autoencoders.first_stage', kind=kind)
     more = {'first_stage.codes': 13} if kind == 'vq' else {}
     config.update_from_flattened_dict({**SMALL, **more, **changes})
     return config
-
-
-def batch_of(n=4, size=8):
-    shape = (n, size, size, 3)
-    return {'image': jax.random.uniform(jax.random.key(5), shape, minval=-1.0)}
 
 
 @functools.cache
@@ -175,7 +173,7 @@ def test_lpips_counts(monkeypatch):
     monkeypatch.setattr(lpips, 'load', lambda net, *places: weights)
     changes = {'data.image_size': 32, 'first_stage.judge_weight': 0.0}
     changes |= {'first_stage.perceptual': 'squeeze', 'first_stage.perceptual_weight': 2.0}
-    batch, key = batch_of(2, 32), jax.random.key(0)
+    batch, key = batch_of(2, size=32), jax.random.key(0)
     method = house.create(config := small('vq', **changes))
     state = jax.jit(method.init)(key, batch)
     after, metrics = jax.jit(method.train_step)(key, state, batch)

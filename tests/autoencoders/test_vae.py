@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from batches import batch_of
 from flax import linen as nn
 
 from gen_jax import config as house
@@ -37,12 +38,6 @@ def small(network='conv', objective='elbo', **changes):
     )
     config.update_from_flattened_dict(changes)
     return config
-
-
-def batch_of(n, size=8, channels=1):
-    shape = (n, size, size, channels)
-    image = jax.random.uniform(jax.random.key(5), shape, minval=-1.0)
-    return {'image': image, 'label': jnp.arange(n, dtype=jnp.int32) % 3}
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import batch_of, same
 from scipy import stats
 from scipy.special import log_expit
 
@@ -36,12 +37,6 @@ def small(**changes):
     return config
 
 
-def batch_of(n=4, size=8, channels=1):
-    shape = (n, size, size, channels)
-    image = jax.random.uniform(jax.random.key(5), shape, minval=-1.0)
-    return {'image': image, 'label': jnp.arange(n, dtype=jnp.int32) % 3}
-
-
 @functools.cache
 def start(**changes):
     method = house.create(small(**changes))
@@ -58,10 +53,6 @@ def stepped(**changes):
     """State before, state after and metrics of one step."""
     _, state = start(**changes)
     return state, *stepper(**changes)(jax.random.key(1), state, batch_of())
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
 def parts(**changes):

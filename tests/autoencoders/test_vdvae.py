@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from batches import same
 
 from gen_jax import config as house
 from gen_jax.autoencoders import top_down, vdvae
@@ -275,10 +276,6 @@ def stepped(loss, limit, w=(3.0, 4.0)):
         return vdvae.careful(net, after, metrics, limit)
 
     return net, *step(net)
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 import functools
 import runpy
 
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import same
 from flax.traverse_util import flatten_dict
 
 from gen_jax import config as house
@@ -25,17 +27,13 @@ SMALL = {
 }
 LEVELS = 'top_quantizer', 'quantizer'
 
+batch_of = functools.partial(batches.batch_of, size=16)
+
 
 def small(**changes):
     config = house.default('autoencoders.vq_vae2')
     config.update_from_flattened_dict(SMALL | changes)
     return config
-
-
-def batch_of(n=4, size=16, channels=1):
-    shape = (n, size, size, channels)
-    image = jax.random.uniform(jax.random.key(5), shape, minval=-1.0)
-    return {'image': image, 'label': jnp.arange(n, dtype=jnp.int32) % 3}
 
 
 @functools.cache
@@ -59,10 +57,6 @@ def setup():
         for level, kept in state.net.extra['codebook'].items()
     }
     return module, {'params': state.net.params, 'codebook': codebook}
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
 # --- two levels ----------------------------------------------------------------------------------
@@ -305,7 +299,7 @@ def test_a_wrong_image_is_told():
 def test_configs(name, variant):
     config = runpy.run_path(f'configs/vq_vae2_{name}.py')['get_config'](variant)
     method, data = house.create(config), config.data
-    batch = batch_of(2, data.image_size, data.channels)
+    batch = batches.batch_of(2, data.image_size, data.channels)
     state = jax.eval_shape(method.init, jax.random.key(0), batch)
     side = data.image_size // 8
     want = (2, side, side, 5 * config.vq.dim)
