@@ -1,5 +1,6 @@
 """Every network of the house on every kind of mesh, in a process that sees eight devices."""
 
+import functools
 import json
 import os
 import subprocess
@@ -93,19 +94,25 @@ def describe(leaf, expected: np.ndarray) -> dict:
     }
 
 
-@pytest.fixture(scope='module')
-def found(request, xla_cache):
+@functools.cache
+def ran(name: str, cache) -> dict:
     """`run`, in a process of its own."""
     environment = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
-        'JAX_COMPILATION_CACHE_DIR': str(xla_cache),
+        'JAX_COMPILATION_CACHE_DIR': str(cache),
         'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
     }
-    command = [sys.executable, __file__, request.param]
+    command = [sys.executable, __file__, name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def found(request, xla_cache):
+    """What `run` says of the config that is the parameter; it runs once."""
+    return ran(request.param, xla_cache)
 
 
 pytestmark = pytest.mark.slow
