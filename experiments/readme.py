@@ -132,6 +132,7 @@ def perplexities(run: Path) -> list[float]:
     """Of the codes of each level, as training last logged them; none where there are no codes."""
     lines = (run / 'metrics.jsonl').read_text().splitlines()
     logged = [json.loads(line) for line in lines]
+    logged = [row for row in logged if 'steps_per_second' in row]  # the others are evaluations
     return [x for name, x in logged[-1].items() if name.startswith('perplexity')]
 
 

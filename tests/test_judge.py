@@ -3,12 +3,13 @@
 import json
 import shutil
 import statistics
+import types
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from gen_jax import evaluate, judge, sample, train
+from gen_jax import encoded, evaluate, judge, sample, train
 from gen_jax.config import create, default
 from gen_jax.data import sources
 from gen_jax.data.pipeline import to_uint8
@@ -119,6 +120,17 @@ def test_what_is_encoded_and_decoded_is_compared_and_probed(tmp_path):
     spread = [statistics.variance(map(float, unit)) for unit in z['test'].T]
     assert rows['active_units']['value'] == sum(x > 0.01 for x in spread)
     assert (rows['active_units']['of'], rows['active_units']['n']) == (2, 296)
+
+
+def test_active_units_are_those_that_images_move():
+    """Deviations 1, 0.2, 0.11, 0.09, 0: three of five have a variance above 0.01."""
+    z = np.array([[1.0], [-1.0]] * 500) * np.array([1.0, 0.2, 0.11, 0.09, 0.0])
+    config = default('autoencoders.vae')
+    program = types.SimpleNamespace(
+        config=config, given=lambda part: part, encode=lambda state, part: z[part]
+    )
+    row = encoded.active_units(program, None, range(1_000))['active_units']
+    assert (row['value'], row['of'], row['n']) == (3, 5, 1_000)
 
 
 @pytest.mark.slow
