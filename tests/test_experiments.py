@@ -12,8 +12,6 @@ import pytest
 from gen_jax.metrics.features import classifier
 
 ROOT = Path(__file__).parents[1]
-# Without the older emitter of tests/conftest.py, whose code needs more memory: some measure it.
-FLAGS = os.environ.get('XLA_FLAGS', '').replace('--xla_cpu_use_fusion_emitters=false', '')
 DIGITS = f'--config={ROOT}/configs/ddpm_digits.py:tiny'
 
 
@@ -24,7 +22,7 @@ def study(name, *args):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': FLAGS},
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
