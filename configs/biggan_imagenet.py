@@ -19,8 +19,10 @@ Variants:
   at_256: 256x256, 82,235,844 and 99,225,890 parameters.
   at_256_deep: BigGAN-deep, 55,736,708 and 38,247,426 parameters. Paper: FID 6.95, precision 0.87
     and recall 0.28 (as Dhariwal and Nichol 2021 measure the published weights).
-  at_512_deep: BigGAN-deep at 512x512. Paper: FID 8.43 (the same). The author's PyTorch stops at
-    256: its blocks, with the paper's widths, which are from memory.
+  at_512_deep: BigGAN-deep at 512x512, 56,019,780 and 38,301,122 parameters. Paper: FID 8.43 (the
+    same). The author's PyTorch stops at 256. Widths are the published generator's (as read by
+    pytorch-pretrained-BigGAN, which counts as many once the outputs of the last convolution that
+    it throws away are left out); the discriminator's mirror them.
   There are no scripts for these sizes: the recipe is that of 128x128.
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.
 """

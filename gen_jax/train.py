@@ -164,12 +164,11 @@ class Loop:
     def draw(self, step: int, state) -> None:
         """Writes the sample grid, and what else this method can show."""
         program = self.program
-        if program.method.sample_step is None:
-            return
         jax.block_until_ready(state)
         start = time.monotonic()
-        settled = program.settled(state)
-        pictures = {'step': program.sample(settled, np.arange(program.config.sample.grid))}
+        settled, pictures = program.settled(state), {}
+        if program.method.sample_step is not None:
+            pictures['step'] = program.sample(settled, np.arange(program.config.sample.grid))
         pictures |= self.latent_grids(settled)
         if jax.process_index() == 0:
             for name, made in pictures.items():
@@ -179,8 +178,8 @@ class Loop:
         self.since += time.monotonic() - start  # drawing is no part of a step's time
 
     def draw_if_missing(self, step: int, state) -> None:
-        """The final grid; also for a run that was stopped after its last step, before drawing."""
-        drawn = (self.folder / 'samples' / f'step_{step:08d}.png').exists()
+        """The final grids; also for a run that was stopped after its last step, before drawing."""
+        drawn = any((self.folder / 'samples').glob(f'*_{step:08d}.png'))
         if self.program.config.sample_every and not drawn:
             self.draw(step, state)
 

@@ -5,8 +5,9 @@
 
 Each term is a mean: over the D numbers of an image, over places and numbers of a code, as in the
 authors' code (sonnet's examples/vqvae_example.py), where log p is the squared error over the data's
-variance: pixels 'gaussian' with sigma^2 half of that. With `vq.decay` codes follow a moving average
-instead of the second term (appendix A.1).
+variance: pixels 'gaussian' with sigma^2 half of that. (A learned sigma begins at 1, far above what
+is left of most data, and log p counts for little for thousands of steps.) With `vq.decay` codes
+follow a moving average instead of the second term (appendix A.1).
 
 In training all codes are as probable, so that the bound is log p(x|z) less log K for each place
 (section 3.2). To draw images, a diffusion model learns where codes lie (`config.latent`), and what

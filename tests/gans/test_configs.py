@@ -42,6 +42,8 @@ ROWS = {
     ('biggan_imagenet', 'deep'): (50_244_484, 34_590_210, 2048, 307.2),
     ('biggan_imagenet', 'at_256'): (82_235_844, 99_225_890, 2048, 307.2),
     ('biggan_imagenet', 'at_256_deep'): (55_736_708, 38_247_426, 2048, 307.2),
+    # Without the outputs of its last convolution that it throws away, the published generator's.
+    ('biggan_imagenet', 'at_512_deep'): (56_019_780, 38_301_122, 2048, 307.2),
     ('sngan_imagenet128', ''): (41_996_931, 39_443_137, 256, 256.0),
     ('sngan_imagenet128', 'sagan'): (42_017_412, 39_448_258, 256, 256.0),
 }
