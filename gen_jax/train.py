@@ -179,8 +179,10 @@ class Loop:
 
     def draw_if_missing(self, step: int, state) -> None:
         """The final grids; also for a run that was stopped after its last step, before drawing."""
-        drawn = any((self.folder / 'samples').glob(f'*_{step:08d}.png'))
-        if self.program.config.sample_every and not drawn:
+        program = self.program
+        name = 'reconstruction' if program.method.sample_step is None else 'step'  # drawn first
+        drawn = (self.folder / 'samples' / f'{name}_{step:08d}.png').exists()
+        if program.config.sample_every and not drawn:
             self.draw(step, state)
 
 
