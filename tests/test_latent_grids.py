@@ -1,4 +1,4 @@
-"""Grids of what a method encodes and decodes."""
+"""Grids of what a method encodes and decodes, and when the last ones are drawn."""
 
 from types import SimpleNamespace
 
@@ -11,6 +11,7 @@ from gen_jax.data.pipeline import to_float
 from gen_jax.errors import UserError
 from gen_jax.method import Method
 from gen_jax.sample import LatentGrids
+from gen_jax.train import Loop
 
 
 def program(**fields):
@@ -54,3 +55,21 @@ def test_a_split_that_is_not_there_is_told_at_once():
     made.config.data.eval_split = 'tset'
     with pytest.raises(UserError, match="no split 'tset', did you mean 'test'"):
         LatentGrids(made)
+
+
+@pytest.mark.parametrize(('sample_step', 'first'), [(None, 'reconstruction'), (True, 'step')])
+def test_the_end_of_a_run_draws_what_was_not_drawn(tmp_path, sample_step, first):
+    """Also where --mode=sample left pictures of that step."""
+    drawn, folder = [], tmp_path / 'samples'
+    folder.mkdir()
+    (folder / 'grid_00000004.png').touch()
+    run = SimpleNamespace(
+        program=program(**BOTH, sample_step=sample_step),
+        folder=tmp_path,
+        draw=lambda step, state: drawn.append(step),
+    )
+    Loop.draw_if_missing(run, 4, None)
+    assert drawn == [4]
+    (folder / f'{first}_00000004.png').touch()
+    Loop.draw_if_missing(run, 4, None)
+    assert drawn == [4]
