@@ -44,6 +44,7 @@ def get_config(variant: str = ''):
         tiny=TINY
         | {
             'model.channels': 8,
+            'model.blocks': 1,
             'diffusion.timesteps': 20,
             'diffusion.beta_max': 0.5,
             'sample.knobs.steps': 2,

@@ -62,6 +62,7 @@ def get_config(variant: str = ''):
         'data.source': 'digits',
         'data.fit': 'pad',
         'model.channels': 8,
+        'model.blocks': 1,
         'model.multipliers': (1, 2),
         'model.attention': (),
         'sample.knobs.steps': 2,

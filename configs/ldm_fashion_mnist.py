@@ -69,17 +69,17 @@ def get_config(variant: str = ''):
 
 def _first():
     config = default('autoencoders.first_stage')
-    config.steps = 3_000
+    config.steps = 2_000
     config.batch_size = 32
-    config.model.channels = 32
-    config.model.multipliers = (1, 2, 2)
+    config.model.channels = 16
+    config.model.multipliers = (1, 2, 4)
     config.model.blocks = 1
     config.model.groups = 8
     config.model.latent_channels = 3
     config.judge.width = 16
     config.judge.layers = 2
-    config.first_stage.judged_from = 1_500
-    config.optimizer.learning_rate = 2e-4
+    config.first_stage.judged_from = 1_000
+    config.optimizer.learning_rate = 4e-4
     config.eval.metrics = ('per_example', 'reconstruction', 'rfid', 'probe')
     return config
 

@@ -102,6 +102,27 @@ def compiled_once(tmp_path_factory):
     jax.config.update('jax_compilation_cache_dir', None)
 
 
+@pytest.fixture
+def traced_once(monkeypatch):
+    """Runs of one config in this process share its Program, and so what that has traced.
+
+    For configs without a guide or a first stage, which their texts do not tell.
+    """
+    from gen_jax import evaluate, inspect, sample, train
+    from gen_jax.runtime.program import Program
+
+    made = {}
+
+    def shared(config, method):
+        key = config.to_json()
+        if key not in made:
+            made[key] = Program(config, method)
+        return made[key]
+
+    for module in (evaluate, inspect, sample, train):
+        monkeypatch.setattr(module, 'Program', shared)
+
+
 @pytest.fixture(scope='module')
 def small_network():
     """Makes `default(METHOD, network='small')` known: what stands on networks compiles quickly."""

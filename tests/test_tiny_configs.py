@@ -47,7 +47,7 @@ KNOWN = (
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('compiled_once')
+@pytest.mark.usefixtures('traced_once')
 @pytest.mark.parametrize(
     'config', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem
 )

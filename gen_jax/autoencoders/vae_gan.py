@@ -18,9 +18,9 @@ holds back who wins. They weigh L_llike by w and L_GAN by 1 - w in the decoder, 
 
 Differences: x, x~ and x_p each pass through the discriminator as a batch of their own, as in this
 house's GANs, so that batch norm normalises each by its own statistics, where the authors put two of
-them together; Adam with beta_1 0, which is their RMSProp, decay 0.9, with its mean unbiased, stands
-at one rate, where theirs falls; no decay of weights; nothing is added to probabilities in a
-logarithm, where they add 1e-3.
+them together; Adam with beta_1 0, which is their RMSProp, decay 0.9 and epsilon 1e-8, with its mean
+unbiased, stands at one rate, where theirs, 0.025 / 64 at first, falls; no decay of weights; nothing
+is added to probabilities in a logarithm, where they add 1e-3.
 """
 
 from functools import partial

@@ -610,6 +610,7 @@ KINDS = {
         'biggan',
         {
             **RESIDUAL,
+            'gan.n_critic': 1,
             'model.latent_dim': 6,
             'model.attention': (4,),
             'model.shared_dim': 4,
@@ -644,7 +645,7 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('compiled_once')
+@pytest.mark.usefixtures('traced_once', 'compiled_once')
 @pytest.mark.parametrize('kind', KINDS)
 def test_resumed_equals_uninterrupted(tmp_path, capsys, kind):
     network, changes = KINDS[kind]
