@@ -99,18 +99,23 @@ def discriminator_step(judge: Judge, state: State) -> tuple[State, dict]:
     """Improves the discriminator on the round's images and as many generated ones."""
     game, asked = judge.game, judge.asked
     rules, generator = game.rules, state.generator.variables()
-    net = state.discriminator
+    net, lazy = state.discriminator, {}
     if rules.penalty and rules.penalty_every > 1:
-        net = every(rules.penalty_every, state.step, partial(penalised, judge, generator), net)
+        pair = net, jnp.zeros(())
+        step = partial(penalised, judge, generator)
+        net, lazy['penalty'] = every(rules.penalty_every, state.step, step, pair)
     loss_fn = partial(discriminator_loss, judge, generator)
     net, metrics = descend(net, loss_fn, game.d_tx, None, asked, game.accumulate)
     net = net.replace(params=clipped(rules, net.params))
-    return state.replace(discriminator=net), {f'd_{k}': v for k, v in metrics.items()}
+    return state.replace(discriminator=net), {f'd_{k}': v for k, v in (metrics | lazy).items()}
 
 
-def penalised(judge: Judge, generator: dict, net: Net) -> Net:
-    """The discriminator after a step on its penalty alone, as strong as the steps without it."""
-    game = judge.game
+def penalised(judge: Judge, generator: dict, pair: tuple[Net, jax.Array]) -> tuple[Net, jax.Array]:
+    """(discriminator, loss) after a step on its penalty alone, as strong as the steps without it.
+
+    The loss of many steps, 0 in those without it, has the penalty as its mean.
+    """
+    (net, _), game = pair, judge.game
 
     def loss_fn(params, extra, asked):
         now = judge._replace(asked=asked)
@@ -118,7 +123,8 @@ def penalised(judge: Judge, generator: dict, net: Net) -> Net:
         found = now.penalty({'params': params, **extra}, asked.image, fake)
         return game.rules.penalty_every * found, (extra, {})
 
-    return descend(net, loss_fn, game.d_tx, None, judge.asked, game.accumulate)[0]
+    net, metrics = descend(net, loss_fn, game.d_tx, None, judge.asked, game.accumulate)
+    return net, metrics['loss']
 
 
 def generator_step(judge: Judge, state: State, decay: float | jax.Array) -> tuple[State, dict]:
@@ -138,6 +144,8 @@ def generator_step(judge: Judge, state: State, decay: float | jax.Array) -> tupl
         )
         _, extra = generate(game, before.variables(ema=True), asked)
         net = net.replace(extra=net.extra | {'batch_stats': extra['batch_stats']})
+    if state.path_length is not None:
+        metrics['path_length'] = state.path_length
     return state.replace(generator=net), {f'g_{k}': v for k, v in metrics.items()}
 
 
