@@ -59,7 +59,9 @@ def get_config(variant: str = ''):
         }
     # EDM's own numbers, which are of images.
     pixels = {
+        'steps': 1_500,  # as long as the second stage takes
         'latent.workdir': '',
+        'model.attention': (16,),  # the smaller maps', as there
         'sampler.clip': True,
         'diffusion.sigma_data': 0.5,
         'diffusion.times_mean': -1.2,

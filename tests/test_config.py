@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from gen_jax import latent
 from gen_jax.config import create, default, nearest, validate, vary
 from gen_jax.errors import UserError
+from gen_jax.runtime import workdir
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 
@@ -22,6 +24,22 @@ def test_every_config_is_valid_and_has_a_tiny_variant(path, variant):
     module = load(path)
     create(module.get_config(variant))
     assert '--config' in module.__doc__ or 'python main.py' in module.__doc__
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_variant_can_be_made(path, tmp_path):
+    module = load(path)
+    with pytest.raises(UserError, match='unknown variant') as told:
+        module.get_config('qqqqqq')
+    variants = str(told.value).partition('known are: ')[2].split(', ')
+    assert 'tiny' in variants
+    for variant in variants:
+        config = module.get_config(variant)
+        if latent.stage_of(config):
+            folder = tmp_path / variant
+            workdir.claim(module.get_config('tiny' if 'tiny' in variant else ''), folder)
+            config.latent.workdir = str(folder)
+        latent.method(config)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
