@@ -4,7 +4,8 @@
     python main.py --config=configs/adm_classifier_imagenet.py:at_256
 
 Networks as the flags in the authors' README have them, given there for 128x128
-(github.com/openai/guided-diffusion). Batches, steps, weight decay and learning rates are said to be
+(github.com/openai/guided-diffusion) with batches of 256, a rate of 3e-4, a decay of weights of 0.05
+and 300,000 steps. Batches, steps, weight decay and learning rates are said to be
 those of the paper's appendix; the learning rate, weight decay and steps at 256x256 agree with
 others' training scripts, the rest we could not look up:
 

@@ -8,12 +8,12 @@ Networks: 9,416,196 and 2,415,170 parameters.
 Paper: FID 14.73, Inception score 9.22; StudioGAN: FID 4.16, 9.96.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
 Samples take running statistics of the averaged generator; with --config.sample.standing=100
-standing ones, as the paper's.
+standing ones, as the paper's and StudioGAN's numbers. StudioGAN trains in mixed precision.
 
 Variants:
   authors: the authors' script for CIFAR-10 (github.com/ajbrock/BigGAN-PyTorch at 9845943):
     4,304,387 and 4,207,361 parameters, 4 x 50 images a step, beta_1 0; 500 epochs.
-  diffaug: with DiffAugment (Zhao et al. 2020).
+  diffaug: with DiffAugment (Zhao et al. 2020), 200,000 steps (BigGAN-DiffAug.yaml).
   cr: with consistency regularisation (Zhang et al. 2020), weight 10.
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.
 """
@@ -47,6 +47,7 @@ def get_config(variant: str = ''):
     authors = {
         'steps': 125_000,
         'batch_size': 4 * 50,
+        'data.flip': False,
         'gan.n_critic': 4,
         'optimizer.b1': 0.0,
         'optimizer.eps': 1e-8,
@@ -77,7 +78,7 @@ def get_config(variant: str = ''):
         config,
         variant,
         authors=authors,
-        diffaug={'gan.augment': ('color', 'translation', 'cutout')},
+        diffaug={'steps': 200_000, 'gan.augment': ('color', 'translation', 'cutout')},
         cr={'gan.consistency': 10.0},
         tiny=tiny,
     )

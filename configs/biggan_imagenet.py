@@ -7,12 +7,13 @@ Recipe of github.com/ajbrock/BigGAN-PyTorch (scripts/launch_BigGAN_bs256x8.sh at
 beta_1 0 at 1e-4 and 4e-4. The paper has 5e-5 and 2e-4, and 2 steps of the discriminator.
 Cost: 150,000 steps of 2,048 images.
 Networks: 70,433,988 and 87,982,370 parameters.
-Paper: FID 8.7, Inception score 98.8; the author's PyTorch: Inception score 97.35 after 150,000
-steps; StudioGAN: FID 8.35, 97.76.
+Paper: FID 8.7, Inception score 98.8; the author's PyTorch: Inception score 97.35, at its
+best, after 138,000 steps; StudioGAN: FID 8.35, 97.76.
 Ours: not trained here. The networks agree with the author's (tests/parity/test_gan_resnets.py).
 Samples take running statistics of the averaged generator, as the script's; with
 --config.sample.standing=100 standing ones, as the paper's.
-What differs: the author's parts of a batch each have images of their own for the generator.
+What differs: the author's parts of a batch each have images of their own for the generator, and
+batch norm there sees the 32 images that a GPU has of a part, here all 256 of it.
 
 Variants:
   deep: BigGAN-deep, 50,244,484 and 34,590,210 parameters (scripts/launch_BigGAN_deep.sh).
@@ -44,7 +45,7 @@ def get_config(variant: str = ''):
     config.data.image_size = 128
     config.data.channels = 3
     config.data.num_classes = 1000
-    config.data.flip = True
+    config.data.flip = False  # the script asks for no augmentation
     config.data.threads = 16
 
     config.model.latent_dim = 120

@@ -8,6 +8,7 @@ Paper: FID 3.17, Inception score 9.46, at most 3.75 bits per dimension (50,000 s
 sampling of 1000 steps with the large variance).
 Ours: not trained here. The network, the samplers and the schedule agree with diffusers
 (tests/parity/test_ddpm_unet.py); its published weights, google/ddpm-cifar10-32, can be loaded.
+Differs: gradients are clipped for the whole batch; the authors clip those of each TPU core's part.
 
 Variants:
   ddim: the same network sampled by DDIM in 50 steps (Song et al. 2021: FID 4.67).

@@ -4,14 +4,15 @@
         --config.data.source=folder:/data/celebahq1024
 
 The recipe is that of the authors' config.py ("Section 6.3: High-resolution image generation using
-CelebA-HQ dataset") and the paper's appendix A.1: 800,000 images of each size from 4x4 on, as many
-until the next has faded in.
+CelebA-HQ dataset", in the branch original-theano-version of their code) and the paper's
+appendix A.1: 800,000 images of each size from 4x4 on, as many until the next has faded in.
 Cost: 1,187,500 steps of 16 images, 19 million in all.
 Networks: 23,079,115 and 23,087,249 parameters.
-Paper: FID 7.3, as others quote it.
+Paper: FID 7.30.
 Ours: not trained here. The networks agree with code written from the paper
 (tests/parity/test_growing_gans.py). What differs: batches of 16 at all sizes, where the authors
-have 14, 6 and 3 images at 256, 512 and 1024.
+have 14, 6 and 3 images at 256, 512 and 1024; a rate that rises evenly over the first 40,000 images
+of a size, where theirs is exp(-5 (1 - p)^2) of the whole after a share p of them.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

@@ -2,9 +2,9 @@
 
     python main.py --config=configs/progan_cifar10.py --workdir=runs/progan_cifar10
 
-The recipe is that of the authors' config.py ("Section 6.5: CIFAR10 inception scores"): 400,000
-images of each size from 4x4 on, as many until the next has faded in, and a gradient penalty whose
-target is 750.
+The recipe is that of the authors' config.py ("Section 6.5: CIFAR10 inception scores", in the branch
+original-theano-version of github.com/tkarras/progressive_growing_of_gans): 400,000 images of each
+size from 4x4 on, as many until the next has faded in, and a gradient penalty whose target is 750.
 Cost: 1,250,000 steps of 16 images.
 Paper: Inception score 8.80; FID 15.52 (as quoted by others).
 Ours: not trained here. The networks agree with code written from the paper

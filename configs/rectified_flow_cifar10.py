@@ -6,21 +6,25 @@
 1-rectified flow as configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py of the authors
 (github.com/gnobitab/RectifiedFlow) has it, OT-CFM and I-CFM as examples/images/cifar10 of theirs
 (github.com/atong01/conditional-flow-matching). FID of 50,000 samples by the adaptive solver of
-Dormand and Prince with tolerance 1e-5, in batches of 128 images:
+Dormand and Prince with tolerance 1e-5:
 
     variant  network                parameters  steps      FID
     (none)   DDPM++                 61,804,419  1,300,000  2.58 (Inception score 9.60, 127 calls)
-    icfm     guided-diffusion's     35,746,307    400,000  about 3.5
+    icfm     guided-diffusion's     35,746,307    400,000  3.5, they say of both
     ot_cfm   guided-diffusion's     35,746,307    400,000  3.5; anew 3.8 (their issue 105)
 
 Cost: 1-rectified flow about 5 days on one A100 (their issue 12), OT-CFM 60 hours on one V100 (their
 issue 105). Plan: network, batch and steps of the former are those of configs/score_sde_cifar10.py.
 
 Differences: time runs from the image to the noise here, and the networks are told 999 t of that
-time; Liu et al. tell 999 (1 - t), Tong et al. 1 - t. Training draws times from 1e-3 on. Liu et al.
-ask for a moving average of 0.999999 that warms up as (1 + n) / (10 + n), which in all their steps
-it never gets beyond: ours has that decay as it is at the end, 0.999993, from the start. OT-CFM
-pairs each noise once; the authors draw pairs of the same coupling with replacement.
+time; Liu et al. tell 999 (1 - t), Tong et al. 1 - t. Training draws times in [1e-3, 1], away from
+images, where Liu et al. stay as far away from noise, [0, 0.999] in this time, and Tong et al. from
+neither; sampling ends at 1e-3 with one denoising, theirs starts and ends where their training does.
+The solver's steps are each sample's own here, there one step serves a batch of 1,024, so that calls
+and tolerance do not mean quite the same. Liu et al. ask for a moving average of 0.999999 that warms
+up as (1 + n) / (10 + n), which in all their steps it never gets beyond: ours has that decay as it
+is at the end, 0.999993, from the start. OT-CFM pairs each noise once; the authors draw pairs of the
+same coupling with replacement.
 Ours: not trained here. The networks agree with the references
 (tests/parity/test_song_unet.py, tests/parity/test_adm_unet.py).
 

@@ -24,7 +24,8 @@ Plan: DDPM++ on 16 chips of v5e, 4.1 hours at best (66 chip-hours); 1.5 GiB a ch
 Differences: --mode=evaluate goes through the test set once. For VP and sub-VP they take
 Euler-Maruyama steps through the times that our ancestral steps visit. VE is written for images in
 [-1, 1], with twice their sigmas. Their VE loss is half the sum over values, 1536 times our mean:
-clip and Adam's epsilon are divided by it, and so each step is theirs.
+clip and Adam's epsilon are divided by it, and so each step is theirs. Langevin steps of VE take
+norms of each image, theirs means over the batch.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
 so does the likelihood (tests/parity/test_likelihood_score_sde.py).
 

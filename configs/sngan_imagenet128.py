@@ -6,13 +6,13 @@ Recipe of github.com/POSTECH-CVLab/PyTorch-StudioGAN (configs/ImageNet/SNGAN-256
 hinge, 2 steps of the discriminator for one of the generator, each on 256 images of its own.
 Cost: 500,000 steps of 2 x 256 images.
 Networks: 41,996,931 and 39,443,137 parameters.
-Paper: FID 27.62, Inception score 36.8.
+Paper: Inception score 36.8; FID 27.62 as Zhang et al. 2019 measure it. StudioGAN: FID 31.49, 31.42.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
 
 Variants:
   sagan: spectral normalisation in both networks, and attention at 64x64 (Zhang et al. 2019), one
     step of the discriminator at four times the rate, 1,000,000 steps: 42,017,412 and 39,448,258
-    parameters; the paper has FID 18.28, Inception score 51.43, which StudioGAN did not reproduce.
+    parameters; the paper has FID 18.65, Inception score 52.52, which StudioGAN did not reproduce.
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.
 """
 

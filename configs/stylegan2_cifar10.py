@@ -11,11 +11,13 @@ StudioGAN: FID 3.78, Inception score 10.17.
 Ours: not trained here. Networks and penalties agree with the authors'
 (tests/parity/test_stylegan2.py).
 What differs: the authors' generator has beta_2 = 0.99 ** 0.8, from steps of regularisation that it
-does not take here; its learning rate, lowered for the same reason, is theirs.
+does not take here; its learning rate, lowered for the same reason, is theirs. Theirs moves before
+the discriminator, whose lazy penalty comes after its step, here before it. StudioGAN computes in
+mixed precision, with activations held within 256.
 
 Variants:
   unconditional: 19,947,539 and 20,720,641 parameters.
-  diffaug: with DiffAugment (Zhao et al. 2020).
+  diffaug: with DiffAugment (Zhao et al. 2020), 1,000,000 steps (StyleGAN2-DiffAug.yaml).
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.
 """
 
@@ -80,6 +82,6 @@ def get_config(variant: str = ''):
         config,
         variant,
         unconditional={'data.num_classes': 0},
-        diffaug={'gan.augment': ('color', 'translation', 'cutout')},
+        diffaug={'steps': 1_000_000, 'gan.augment': ('color', 'translation', 'cutout')},
         tiny=TINY_NETS | {'data.num_classes': 6},
     )

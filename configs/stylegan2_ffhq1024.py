@@ -5,13 +5,14 @@
 
 Recipe of github.com/NVlabs/stylegan3 (train.py: --cfg=stylegan2 --batch=32 --gamma=10 --mirror=1
 --aug=noaug): path length regularisation every 4th step, R1 every 16th, style mixing 0.9.
-Cost: 781,250 steps of 32 images, 25 million in all; 18.47 seconds for a thousand on 8 V100, the
+Cost: 781,250 steps of 32 images, 25 million in all; 17.55 seconds for a thousand on 8 V100, the
 authors say.
 Networks: 30,370,060 and 29,012,513 parameters.
 Paper: FID 2.84.
 Ours: not trained here. Networks and penalties agree with the authors'
 (tests/parity/test_stylegan2.py). What differs: the authors compute the four largest sizes in
-float16.
+float16, their generator moves before the discriminator, and regularisation comes after a player's
+step, here before it.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

@@ -14,6 +14,7 @@ from flax import linen as nn
 from gen_jax.gans.augment import augmented, moved
 from gen_jax.gans.objectives import Objective
 from gen_jax.gans.penalties import PENALTIES
+from gen_jax.gans.style_layers import sizes_up_to
 from gen_jax.method import Net, play
 
 
@@ -78,15 +79,16 @@ def generate(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict
 def styles(game: Game, variables: dict, asked: Round) -> tuple[jax.Array, dict]:
     """Styles [b, num_ws, w_dim], some with a second z's from a random layer on, and collections.
 
-    Style mixing (Karras et al. 2019, section 3.1).
+    Style mixing (Karras et al. 2019, section 3.1), by one of the layers that the size of now has.
     """
     ws, extra, _ = play(game.generator, variables, asked.z, asked.label, method='mapping')
     if not game.rules.style_mixing:
         return ws, extra
+    layers = 2 * len(sizes_up_to(game.growth['size'])) if game.growth else ws.shape[1]
 
     def draw(key):
         z, layer, mixed = jax.random.split(key, 3)
-        crossover = jax.random.randint(layer, (), 1, ws.shape[1])
+        crossover = jax.random.randint(layer, (), 1, layers)
         mixed = jax.random.bernoulli(mixed, game.rules.style_mixing)
         return jax.random.normal(z, asked.z.shape[1:]), jnp.where(mixed, crossover, ws.shape[1])
 

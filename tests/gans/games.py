@@ -38,6 +38,7 @@ GROWING = {
     'gan.grow_steps': 2,
 }
 SMALL = {'mlp': MLP, 'dcgan': DCGAN, 'stylegan2': STYLEGAN2, 'progressive': GROWING}
+SMALL['stylegan'] = GROWING
 SMALL['deep_conv'] = {'data.image_size': 32, 'batch_size': 4}
 NOISE = jnp.float32(0)
 

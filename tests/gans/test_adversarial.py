@@ -411,6 +411,20 @@ def test_styles_change_from_some_layer_on():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(('size', 'layers'), [(8, 4), (16, 6), (32, 8)])
+def test_styles_change_in_a_layer_of_the_size_that_grows(size, layers):
+    """As networks_stylegan.py draws it: from 1 to cur_layers - 1, all of which come up."""
+    options = {'data__image_size': 32, 'model__w_dim': 4, 'model__mapping_layers': 1}
+    config = small('stylegan', **options, gan__style_mixing=1.0, batch_size=64)
+    _, state = started(config)
+    judge, variables = judge_of(config), state.generator.variables()
+    game = judge.game._replace(growth={'size': size, 'alpha': 1.0})
+    ws, _ = styles(game, variables, judge.asked._replace(label=None))
+    own = np.asarray((ws == ws[:, :1]).all(-1))  # [b, num_ws]
+    assert set(own.sum(1)) == set(range(1, layers))
+
+
+@pytest.mark.slow
 def test_path_lengths_are_taken_at_every_kth_step():
     config = small('stylegan2', gan__path_length=2.0, gan__path_length_every=2, gan__penalty='r1')
     method, state = started(config)

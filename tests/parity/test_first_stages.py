@@ -235,7 +235,8 @@ def test_patch_discriminator(layers, shape, train):
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
-def test_patch_discriminators_size():
-    net = PatchDiscriminator()
+@pytest.mark.parametrize(('layers', 'size'), [(3, 2_765_633), (2, 663_361)])
+def test_patch_discriminators_size(layers, size):
+    net = PatchDiscriminator(layers=layers)
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 70, 70, 3)))['params']
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 2_765_633
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == size
