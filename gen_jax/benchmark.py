@@ -384,9 +384,9 @@ def _batch(program: Program) -> dict:
 
 def _asked(program: Program) -> tuple:
     """(x_t, t, condition) of a call of `denoise`, at the time 0, which every method has."""
-    data, n = program.config.data, program.config.sample.batch_size
+    n = program.config.sample.batch_size
     key = random.stream(program.config.seed, 'benchmark')
-    x_t = jax.random.normal(key, (n, data.image_size, data.image_size, data.channels))
+    x_t = jax.random.normal(key, (n, *program.noised))
     condition = program.condition(np.arange(n, dtype=np.int32))
     return x_t, jnp.zeros(n, jnp.int32), jax.tree.map(jnp.asarray, condition)
 

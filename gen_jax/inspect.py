@@ -1,5 +1,6 @@
 """--mode=inspect: what a config is made of, without running it."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -28,9 +29,14 @@ def run(config, folder: Path, step: str | None = None) -> None:
 
 
 def nets(state) -> dict[str, Net]:
-    """The networks of a method's state, by the names of its fields."""
-    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
-    return {name: value for name, value in fields.items() if isinstance(value, Net)}
+    """The networks of a method's state, by the names of its fields; 'a.b' of a state within."""
+    found = {}
+    for name, value in ((name, getattr(state, name)) for name in state.__dataclass_fields__):
+        if isinstance(value, Net):
+            found[name] = value
+        elif dataclasses.is_dataclass(value):
+            found |= {f'{name}.{inner}': net for inner, net in nets(value).items()}
+    return found
 
 
 def count(params) -> int:

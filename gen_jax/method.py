@@ -55,6 +55,7 @@ class Method(NamedTuple):
       encode: (state, batch) -> latents [b, ...], deterministic.
       decode: (state, latents, condition) -> images [b, h, w, c] in [-1, 1], deterministic.
       denoise: (state, x_t, t, condition) -> estimate of the clean image, shaped like x_t.
+      noised: (h, w, c) of an x_t; None: an image's.
       log_prob: (state, x_t, t, label int32 [n]) -> log p(label | x_t, t) of noised images, [n].
       edits: what can be done to given images, {task: (keys[n], state, condition) -> (given,
         result)}, both [n, h, w, c] in [-1, 1]: what the task left of the images, and what was made
@@ -77,6 +78,7 @@ class Method(NamedTuple):
     encode: Callable | None = None
     decode: Callable | None = None
     denoise: Callable | None = None
+    noised: tuple[int, int, int] | None = None
     log_prob: Callable | None = None
     edits: dict[str, Callable] | None = None
     num_classes: int = 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from optax import adam
 
-from gen_jax import evaluate, inspect, latent, sample, train
+from gen_jax import benchmark, evaluate, inspect, latent, sample, train
 from gen_jax.config import create, default
 from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
@@ -120,7 +120,10 @@ def test_training_learns_the_latents_and_leaves_the_stage(stage, tmp_path, capsy
     train.run(config, tmp_path / 'stopped')
     capsys.readouterr()
     inspect.run(config, tmp_path / 'stopped')
-    assert FINGERPRINT.search(capsys.readouterr().out)[1] == said
+    out = capsys.readouterr().out
+    assert FINGERPRINT.search(out)[1] == said
+    for name, net in (('own.net', state.own.net), ('stage.net', state.stage.net)):
+        assert f'{name}: {inspect.count(net.params):,} parameters' in out
 
 
 def test_frozen_nets_are_the_averaged_ones():
@@ -211,6 +214,16 @@ def test_another_config_has_them_too(tmp_path):
     program = Program(config, latent.method(config))
     assert program.lower_train()
     assert program.lower_sample()
+    assert program.lower_call()
+
+
+@pytest.mark.slow
+def test_a_call_of_the_network_is_timed_on_latents(stage, tmp_path, monkeypatch):
+    for name, value in (('LEAST', 0.01), ('REPEATS', 3), ('SIZES', {'cpu': (128, 1, 8)})):
+        monkeypatch.setattr(benchmark, name, value)
+    benchmark.run(model(stage), tmp_path)
+    report = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert list(report['parts']) == ['train_step', 'network_call', 'sample_step']
 
 
 def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):

@@ -78,6 +78,7 @@ def staged(method: Method, stage: Method, latents) -> Method:
         sample_step,
         encode=encode,
         denoise=denoise,
+        noised=shape,
         num_classes=method.num_classes,
         network_calls=method.network_calls,
     )

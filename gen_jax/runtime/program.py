@@ -97,6 +97,12 @@ class Program:
         """What samples can be asked for; 0: nothing."""
         return self.method.num_classes or self.config.data.num_classes
 
+    @property
+    def noised(self) -> tuple[int, int, int]:
+        """(h, w, c) of what `denoise` takes for a sample."""
+        data = self.config.data
+        return self.method.noised or (data.image_size, data.image_size, data.channels)
+
     @functools.cached_property
     def reader(self) -> tuple[int, int]:
         """(index, count): this process reads slice `index` of a batch cut into `count`."""
@@ -193,8 +199,8 @@ class Program:
 
     def lower_call(self) -> jax.stages.Lowered:
         """`denoise` of `sample.batch_size` images, ready to compile for the mesh's devices."""
-        data, n = self.config.data, self.config.sample.batch_size
-        x_t = jax.ShapeDtypeStruct((n, data.image_size, data.image_size, data.channels), np.float32)
+        n = self.config.sample.batch_size
+        x_t = jax.ShapeDtypeStruct((n, *self.noised), np.float32)
         t = jax.ShapeDtypeStruct((n,), np.int32)
         condition = self.condition(np.arange(n, dtype=np.int32))
         return self._denoise.lower(self.state_shape, x_t, t, condition)
