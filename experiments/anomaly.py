@@ -215,9 +215,10 @@ def report(rows: dict, source: str) -> str:
     if len(classes) > 1:
         means = (100 * np.mean([rows[name][score] for name in classes]) for score in SCORES)
         lines.append([f'mean of {len(classes)}', *(f'{mean:.1f}' for mean in means)])
-    if fashion and len(classes) == len(FASHION):
-        lines += [[f'*{name}*', f'{mean}', *'   '] for name, mean in PUBLISHED.items()]
     text = studies.table_of(['normal, AUROC %', *SCORES], lines) if lines else ''
+    if fashion and len(classes) == len(FASHION):
+        means = ', '.join(f'{name} {mean}' for name, mean in PUBLISHED.items())
+        text += f'\nPublished means: {means}.\n'
     if 'all' in rows:
         kinds, lines = rows['all'], []
         for kind in ('usual', 'digits', 'flat', 'noise'):

@@ -7,7 +7,7 @@ Needs libtpu (the extra `tpu`) and no TPU; an hour of two CPU cores. `--studies`
   relative  DDPM's CIFAR-10 on the paper's TPU v3-8 and on its successors
   fsdp      memory of a chip by how many chips share parameters and optimiser
   weak      FLOPs and traffic of a chip as chips and batch grow together
-  configs   every config of a paper compiles for v4, v5e and v6e
+  configs   two configs of papers compile for v4, v5e and v6e
 """
 
 import re

@@ -15,6 +15,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from gen_jax import latent
 from gen_jax.config import create, nearest
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError, in_one_line, is_users
@@ -96,6 +97,22 @@ def opened(name: str, config, **told) -> 'Study':
     file = config_flags.get_config_filename(FLAGS['config'])
     folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()
     return Study(config, folder, name, FLAGS.n, FLAGS.step, told)
+
+
+def model_of_images():
+    """`--config`, which has to be of a diffusion model that draws images.
+
+    Raises:
+      UserError: it is of another method, or of latents.
+    """
+    config = FLAGS.config
+    if 'sampler' not in config or latent.stage_of(config):
+        raise UserError(
+            f'--config is of config.method={config.method!r}'
+            f'{" and latents" if "sampler" in config else ""}: expected a diffusion model of '
+            'images, such as configs/edm_fashion_mnist.py'
+        )
+    return config
 
 
 def chosen(known: Iterable[str], asked: list[str]) -> list[str]:

@@ -114,7 +114,7 @@ def read(path: Path, few: int) -> Table:
       UserError: no such file, or rows that do not fit it.
     """
     try:
-        with path.open(newline='') as file:
+        with path.open(newline='', encoding='utf-8-sig') as file:
             names, *rows = [row for row in csv.reader(file) if row]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f'--table={path}: expected a CSV with a header ({error})') from None
@@ -125,6 +125,12 @@ def read(path: Path, few: int) -> Table:
     columns = [column_of(cells, few) for cells in zip(*rows, strict=True)]
     if not columns:
         raise UserError(f'--table={path}: expected rows below the header')
+    for name, (_, kinds) in zip(names, columns, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f'--table={path}: several columns are called {name!r}: rename them')
+        if kinds and len(kinds) == 1:
+            says = f'column {name!r} is {kinds[0]!r} in every row: expected two values or more'
+            raise UserError(f'--table={path}: {says}; leave it out')
     values = np.column_stack([values for values, _ in columns])
     return Table(names, values, [kinds for _, kinds in columns])
 

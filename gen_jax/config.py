@@ -214,6 +214,12 @@ def require(ok: bool, field: str, value, expected: str) -> None:
         raise UserError(f'config.{field}={value!r}: expected {expected}')
 
 
+def require_unlabelled(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where the data has classes: this method is told none."""
+    n = config.data.num_classes
+    require(n == 0, 'data.num_classes', n, f'0: {config.method} is told no labels')
+
+
 def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> None:
     """Checks what can be checked without data or devices, and but for the guide's run."""
     choices = getattr(method_module(config.method), 'CHOICES', ())

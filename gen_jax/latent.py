@@ -1,7 +1,7 @@
 """`config.latent`: a trained first stage, whose latents a diffusion model learns and draws.
 
 Latent diffusion (Rombach et al. 2022). The first stage is any run whose method encodes images to
-square maps and decodes these: autoencoders.first_stage, autoencoders.vq_vae. It stays as it is. Its
+square maps and decodes these: autoencoders.first_stage, vq_vae, vq_vae2. It stays as it is. Its
 networks are part of the model's state, so that a checkpoint draws images by itself; its config is
 read from its folder each time.
 """
@@ -57,10 +57,10 @@ def _of_latents(config) -> ml_collections.ConfigDict:
       UserError: it does not fit its first stage.
     """
     place, stage = f'config.latent.workdir={stage_of(config)!r}', _stage(config)
-    for field in ('image_size', 'channels'):
+    for field in ('image_size', 'channels', 'fit'):
         have, want = stage.data[field], config.data[field]
         if have != want:
-            raise UserError(f'{place} has config.data.{field}={have}: expected {want} as here')
+            raise UserError(f'{place} has config.data.{field}={have!r}: expected {want!r} as here')
     require(not config.sampler.clip, 'sampler.clip', True, 'False: latents have no bounds')
     expected = "'' with config.latent.workdir: what guides knows images, not latents"
     require(not guided_by(config), 'guide.workdir', guided_by(config), expected)
@@ -69,7 +69,7 @@ def _of_latents(config) -> ml_collections.ConfigDict:
     if first.encode is None or first.decode is None:
         raise UserError(
             f'{place} is of config.method={stage.method!r}, which does not encode and decode: '
-            'expected a run of autoencoders.first_stage or autoencoders.vq_vae'
+            'expected a run of autoencoders.first_stage, vq_vae or vq_vae2'
         )
     z = jax.eval_shape(first.encode, *_described(first, stage.data))
     if len(z.shape) != 4 or z.shape[1] != z.shape[2]:
@@ -105,8 +105,9 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
     state = state.replace(stage=frozen(trained))
     factor = options.factor
     if not factor:
-        several = range(0, min(MEASURED, len(source)), PART)
-        parts = [[source[i % len(source)] for i in range(at, at + PART)] for at in several]
+        # From all of it: a folder's images lie class by class.
+        spread = np.linspace(0, len(source) - 1, MEASURED).astype(int).reshape(-1, PART)
+        parts = [[source[int(i)] for i in part] for part in spread]
         factor = 1 / np.std([program.encode(state, program.given(part)) for part in parts])
     where = program.state_shape.factor.sharding
     return state.replace(factor=jax.device_put(np.float32(factor), where))

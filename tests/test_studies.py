@@ -355,6 +355,22 @@ def command(xla_cache):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'config'),
+    [
+        ('samplers', 'vae_fashion_mnist.py:tiny'),
+        ('guidance', 'noised_classifier_digits.py:tiny'),
+        ('samplers', 'ldm_fashion_mnist.py:tiny_diffusion'),
+    ],
+)
+def test_what_draws_no_images_by_a_sampler_is_refused(command, name, config):
+    done = command(f'{name}.py', f'--config={ROOT}/configs/{config}', '--noplot')
+    assert done.returncode == 2
+    assert 'expected a diffusion model of images' in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
 def test_the_commands_leave_rows_and_tables_and_go_on(main, command, tmp_path):
     done = main(TINY, f'--workdir={tmp_path}', '--config.steps=2')
     assert done.returncode == 0, done.stderr

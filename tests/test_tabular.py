@@ -44,11 +44,17 @@ def test_a_csv_has_numbers_and_categories(tmp_path):
         ('', 'a CSV with a header'),
         ('a,b\n', 'rows below the header'),
         ('a,b\n1,2\n3\n', 'row 2 has 1 cells, the header 2'),
+        ('a,b,a\n1,2,3\n4,5,6\n', "several columns are called 'a'"),
+        ('a,b\n1,2\n1,3\n', "column 'a' is '1' in every row"),
     ],
 )
 def test_what_is_no_table_is_told(tmp_path, text, says):
     with pytest.raises(UserError, match=says):
         tabular.read(mixed(tmp_path, text), few=3)
+
+
+def test_the_mark_that_spreadsheets_put_first_is_no_part_of_a_name(tmp_path):
+    assert tabular.read(mixed(tmp_path, '\ufeffa,b\n1,2\n3,4\n'), few=1).names == ['a', 'b']
 
 
 def test_columns_that_are_not_there_are_told(tmp_path):

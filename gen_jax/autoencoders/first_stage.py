@@ -11,7 +11,7 @@ last convolution's kernel (Esser et al. 2021, equation 7). Two kinds, `config.ki
   `codebook_weight`, which counts for an image's mean; the rest is then a mean too, as in the
   authors' code.
 
-Nothing is sampled: a diffusion model draws latents (`config.first_stage` of one).
+Nothing is sampled: a diffusion model draws latents (`config.latent`).
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder
 from gen_jax.autoencoders.patch import PatchDiscriminator
 from gen_jax.autoencoders.posterior import kl_divergence
 from gen_jax.autoencoders.quantizer import VectorQuantizer, perplexity
-from gen_jax.config import nearest, require
+from gen_jax.config import nearest, require, require_unlabelled
 from gen_jax.method import (
     Method,
     Net,
@@ -104,14 +104,15 @@ def create(config: ml_collections.ConfigDict) -> Method:
     """The first stage that `defaults` describes.
 
     `evaluate_step` gives 'squared_error', the mean over an image's numbers, and 'kl', nats, or
-    'commitment'; it, `encode` (to latents [b, h', w', latent_channels], of 'kl' the means) and
-    `decode` (where there are codes, of those nearest to what it is given) use the averaged
-    parameters where there are any.
+    'commitment'; it, `encode` (to latents [b, h', w', latent_channels], of 'kl' the means, of
+    'vq' before codes stand for them, as latent diffusion learns them) and `decode` (where there are
+    codes, of those nearest to what it is given) use the averaged parameters where there are any.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit; of `init`, where
         weights of LPIPS's network are not found.
     """
+    require_unlabelled(config)
     module = _module(config)
     _check(config)
     data, options, kl = config.data, config.first_stage, config.kind == 'kl'
@@ -126,7 +127,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
             second = Net.create(second, tx, False)
         net = Net.create(module.init(key, x), tx, config.ema_decay > 0)
         places = options.perceptual_weights, options.perceptual_heads
-        perceptual = lpips.load(net_name, *places) if net_name else None
+        perceptual = lpips.load(net_name, *places, 'first_stage') if net_name else None
         return State(net, second, jax.tree.map(jnp.asarray, perceptual))
 
     def latents_of(variables, x, keys=None):
@@ -198,7 +199,8 @@ def create(config: ml_collections.ConfigDict) -> Method:
 
     def encode(state, batch):
         check_batch(batch, data.image_size, data.channels)
-        return latents_of(state.net.variables(ema=True), batch['image'])[0]
+        variables, x = state.net.variables(ema=True), batch['image']
+        return latents_of(variables, x)[0] if kl else module.apply(variables, x, method='encode')
 
     def decode(state, latents, condition):
         del condition

@@ -43,7 +43,8 @@ class Likelihood(NamedTuple):
     Attributes:
       features: (channels) -> how many numbers it takes for a pixel.
       log_prob: (x [b, h, w, c], numbers [b, h, w, features]) -> [b], nats.
-      mean: numbers -> E[x|z] [b, h, w, c], in [-1, 1].
+      mean: numbers -> E[x|z] [b, h, w, c], in [-1, 1]; of logistics where they lie, which near
+        the ends of the levels is not quite that.
       draw: (keys [b], numbers) -> x [b, h, w, c] in [-1, 1], image i from keys[i].
       channels: of the images that it fits; (): any.
       bits: whether it is a probability of images of 8 bits.

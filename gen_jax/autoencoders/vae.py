@@ -347,7 +347,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
             question = asked(*keyed)
             mu, log_var = module.apply(net.variables(), *question[1:], method='encode')
             z, half = drawn(question.keys, mu, log_var), len(mu) // 2
-            loss = judged(judge, {'params': params}, z[:half], shuffled(key, z[half:]))
+            loss = judged(
+                judge, {'params': params}, z[:half], shuffled(jax.random.fold_in(key, 1), z[half:])
+            )
             return loss, (extra, {})
 
         second, found = descend(state.judge, judge_loss, judge_tx, None, keyed, config.accumulate)

@@ -35,7 +35,7 @@ from flax import struct
 from gen_jax.autoencoders import vae_gan_networks
 from gen_jax.autoencoders.posterior import drawn, kl_divergence, normal
 from gen_jax.autoencoders.vae import sampling
-from gen_jax.config import require
+from gen_jax.config import require, require_unlabelled
 from gen_jax.method import (
     Method,
     Net,
@@ -163,6 +163,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
+    require_unlabelled(config)
     modules, tx = Trio(*vae_gan_networks.from_config(config)), optimizer(config.optimizer)
     rules = ml_collections.FrozenConfigDict(config.vae_gan)
     for field in ('gamma', 'equilibrium', 'margin'):

@@ -20,7 +20,7 @@ from flax import struct
 from gen_jax.autoencoders import top_down
 from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
 from gen_jax.autoencoders.posterior import normal
-from gen_jax.config import require
+from gen_jax.config import require, require_unlabelled
 from gen_jax.method import (
     Method,
     Net,
@@ -91,6 +91,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
+    require_unlabelled(config)
     module, tx = module_of(config), optimizer(config.optimizer)
     data, likelihood = config.data, module.given_z
     dim, limit = module.layers.dim, config.optimizer.skip_above or math.inf

@@ -24,7 +24,7 @@ from flax import struct
 from gen_jax.autoencoders import residual
 from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
 from gen_jax.autoencoders.quantizer import Quantized, VectorQuantizer, perplexity
-from gen_jax.config import require
+from gen_jax.config import require, require_unlabelled
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
 # Of a distance table between the vectors of a batch and all codes, bytes.
@@ -96,9 +96,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
-    check(config)
     options = config.vq
     nets = residual.from_config(config, options.dim, features_of(config))
+    check(config)
     quantizer = VectorQuantizer(options.codes, options.dim, options.decay, options.restart)
     return method_of(config, VQVAE(*nets, **p_of(config), quantizer=quantizer))
 
@@ -168,7 +168,8 @@ def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:
 
 
 def check(config) -> None:
-    """Raises UserError where `config.vq` asks for what cannot be."""
+    """Raises UserError where `config.vq` asks for what cannot be; networks fit the images."""
+    require_unlabelled(config)
     options, side = config.vq, config.data.image_size >> config.model.halvings
     for field in ('codes', 'dim'):
         expected = 'a whole number of at least 1'

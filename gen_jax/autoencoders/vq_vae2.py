@@ -136,9 +136,9 @@ def module_of(config: ml_collections.ConfigDict) -> VQVAE2:
     Raises:
       UserError: where numbers do not fit.
     """
-    vq_vae.check(config)
     options, size = config.vq, config.data.image_size
     encoder, decoder = residual.from_config(config, 0, features_of(config))
+    vq_vae.check(config)
     factor = 2 ** (encoder.halvings + 1)
     expected = f'a multiple of {factor}, as the top is halved model.halvings + 1 times'
     require(size % factor == 0, 'data.image_size', size, expected)

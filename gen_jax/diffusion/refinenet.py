@@ -241,8 +241,9 @@ def from_config(config, num_classes: int) -> RefineNet:
         require(value in known, f'model.{name}', value, f'a known name{nearest(value, known)}')
     require(model.channels >= 2, 'model.channels', model.channels, 'at least 2')
     stages = len(model.multipliers)
-    whole = stages > len(DILATIONS) and min(model.multipliers) >= 1
-    expected = 'three numbers or more of at least 1, one per stage'
+    whole = all(isinstance(x, int) and x >= 1 for x in model.multipliers)
+    whole = whole and stages > len(DILATIONS)
+    expected = 'three whole numbers or more of at least 1, one per stage'
     require(whole, 'model.multipliers', model.multipliers, expected)
     step = 2 ** (stages - len(DILATIONS) - 1)
     expected = f'a multiple of {step}, as the {stages} stages of config.model.multipliers need'

@@ -314,8 +314,8 @@ def _check(model, image_size: int) -> None:
     for name, known in CHOICES.items():
         check(name, model[name] in known, f'a known name{nearest(model[name], known)}')
     levels = len(model.multipliers)
-    whole = levels >= 1 and min(model.multipliers) >= 1
-    check('multipliers', whole, 'one number of at least 1 per level')
+    whole = levels >= 1 and all(isinstance(x, int) and x >= 1 for x in model.multipliers)
+    check('multipliers', whole, 'one whole number of at least 1 per level')
     check('blocks', model.blocks >= 1, 'at least 1')
     check('dropout', 0 <= model.dropout < 1, 'a probability below 1')
     # Group norms see a level's width, or two levels' side by side, and have a rule for groups.

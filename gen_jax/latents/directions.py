@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
 
 from gen_jax.errors import UserError
 
-HELD_OUT = 5  # every so many samples are kept for the accuracy
+HELD_OUT = 0.2  # share of the samples of each kind that is kept for the accuracy
 FEWEST = 10  # samples with an attribute, and without
 LEAST = 100  # samples in all
 
@@ -44,15 +45,18 @@ def boundary(w: np.ndarray, has: np.ndarray) -> Boundary:
             f'{has.sum()} of {len(has)} samples have the attribute: expected {FEWEST} or more with '
             'it and without; raise config.explore.samples, or choose another attribute'
         )
-    held = np.arange(len(w)) % HELD_OUT == 0
+    # At random: labels may follow each other in turn.
+    seen, held = train_test_split(
+        np.arange(len(w)), test_size=HELD_OUT, stratify=has, random_state=0
+    )
     # Scaled as one, so that directions stay what they are.
     mean, scale = w.mean(0), w.std()
     machine = LinearSVC(class_weight='balanced', dual=False)
-    machine.fit((w[~held] - mean) / scale, has[~held])
+    machine.fit((w[seen] - mean) / scale, has[seen])
     right = balanced_accuracy_score(has[held], machine.predict((w[held] - mean) / scale))
     normal = machine.coef_[0]
     direction = (normal / np.linalg.norm(normal)).astype(np.float32)
-    return Boundary(direction, float(right), int(held.sum()))
+    return Boundary(direction, float(right), len(held))
 
 
 def principal(w: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

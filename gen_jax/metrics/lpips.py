@@ -89,7 +89,9 @@ def lpips(variables: dict, x: jax.Array, y: jax.Array, net: str) -> jax.Array:
     return LPIPS(net).apply(variables, x, y)
 
 
-def load(net: str, backbone: str | Path = '', heads: str | Path = '') -> dict:
+def load(
+    net: str, backbone: str | Path = '', heads: str | Path = '', section: str = 'eval'
+) -> dict:
     """The variables that `lpips` takes, float32, of the published weights or one's own.
 
     Args:
@@ -97,6 +99,7 @@ def load(net: str, backbone: str | Path = '', heads: str | Path = '') -> dict:
       backbone: torchvision's file, .pth or .safetensors, whose classifier is left out; '': the
         cache, or a download of `NETS[net].backbone`.
       heads: the lpips package's file of version 0.1; '': likewise, `NETS[net].heads`.
+      section: of the config, whose fields say where these are.
 
     Raises:
       UserError: for an unknown network, a file that is missing, damaged or of another network.
@@ -111,7 +114,7 @@ def load(net: str, backbone: str | Path = '', heads: str | Path = '') -> dict:
         ('net', NETS[net].backbone, backbone, 'weights', r'classifier\..*'),
         ('heads', NETS[net].heads, heads, 'heads', ''),
     ):
-        place = find(file, path, f'--config.eval.perceptual_{option}=FILE')
+        place = find(file, path, f'--config.{section}.perceptual_{option}=FILE')
         loaded[part] = to_variables(read_tensors(place), shapes[part], place, ignore=ignore)
     return {'params': {'net': loaded['net']['params'], **loaded['heads']['params']}}
 

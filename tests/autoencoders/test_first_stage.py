@@ -155,6 +155,9 @@ def test_encode_decode_and_evaluate(kind):
         nearest = codes[np.square(drawn[..., None, :] - codes).sum(-1).argmin(-1)]
         images = [jax.jit(method.decode)(state, z, {}) for z in (drawn, nearest)]
         np.testing.assert_allclose(*images, atol=1e-5)
+        # What is encoded is no code yet: latent diffusion learns that.
+        apart = np.square(np.asarray(latents)[..., None, :] - codes).sum(-1).min(-1)
+        assert apart.min() > 1e-6
     assert method.sample_step is None
 
 

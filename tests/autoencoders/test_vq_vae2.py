@@ -265,6 +265,8 @@ WRONG = [
     {'vq.decay': 1.0},
     {'vq.restart': 1.0, 'vq.decay': 0.0},
     {'model.halvings': 0},
+    {'model.halvings': 9},
+    {'data.num_classes': 10},
     {'model.channels': 1},
     {'model.dtype': 'float16'},
     {'pixels.likelihood': 'normal'},

@@ -164,8 +164,9 @@ def test_every_field_of_the_config_reaches_the_network():
     [
         ('data.image_size', 7, 'a multiple of 2, as the 4 stages'),
         ('model.channels', 1, 'at least 2'),
-        ('model.multipliers', (1, 2), 'three numbers or more'),
-        ('model.multipliers', (1, 0, 2), 'three numbers or more'),
+        ('model.multipliers', (1, 2), 'three whole numbers or more'),
+        ('model.multipliers', (1, 0, 2), 'three whole numbers or more'),
+        ('model.multipliers', (1.5, 2, 2), 'three whole numbers or more'),
         ('model.dtype', 'float23', "did you mean 'float32'"),
         ('model.remat', 'block', "did you mean 'blocks'"),
         ('data.num_classes', 10, "0, because config.network='refinenet' takes no label"),

@@ -239,6 +239,7 @@ def test_config_makes_the_network_it_describes():
         ('model.remat', 'norms', 'known are: blocks, none'),
         ('model.multipliers', (), 'per level'),
         ('model.multipliers', (1, 0), 'at least 1 per level'),
+        ('model.multipliers', (1.5, 2), 'whole number'),
         ('model.blocks', 0, 'at least 1'),
         ('model.dropout', 1.0, 'below 1'),
     ],

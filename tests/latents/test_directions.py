@@ -35,6 +35,14 @@ def test_labels_that_w_does_not_decide_are_parted_by_chance():
     assert abs(found.accuracy - 0.5) < 0.06
 
 
+def test_an_attribute_of_every_tenth_sample_is_learned_and_held_out_too():
+    """As that of one label is, where labels follow each other in turn."""
+    has, w = np.arange(400) % 10 == 0, normal(400, 3)
+    found = boundary(w + 6.0 * has[:, None] * np.float32([0, 1, 0]), has)
+    assert found.direction[1] > 0.95
+    assert found.accuracy > 0.95
+
+
 def test_too_few_with_the_attribute_are_told():
     with pytest.raises(UserError, match='9 of 200 samples have the attribute'):
         boundary(normal(200, 2), np.arange(200) < 9)
