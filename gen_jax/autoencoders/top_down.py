@@ -391,6 +391,6 @@ def _check_widths(model, widths: dict[int, int], up, down, size: int) -> None:
         expected = f'at least the {widths[large]} of {large} for {small}, not {widths[small]}'
         require(widths[small] >= widths[large], 'model.widths', model.widths, expected)
     least = 1 / min(widths.values())
-    expected = f'a little over {least:.3g} or more, one channel of the narrowest map'
+    expected = f'at least {least:.3g} or a little more, one channel of the narrowest map'
     fits = int(min(widths.values()) * model.bottleneck) >= 1
     require(fits, 'model.bottleneck', model.bottleneck, expected)
