@@ -269,8 +269,7 @@ def from_config(config, num_classes: int) -> UNet:
     """
     model, data = config.model, config.data
     levels = len(model.multipliers)
-    whole = levels >= 1 and all(isinstance(x, int) and x >= 1 for x in model.multipliers)
-    require(whole, 'model.multipliers', model.multipliers, 'a whole number for each level')
+    require(levels >= 1, 'model.multipliers', model.multipliers, 'one number per level')
     require(model.blocks >= 1, 'model.blocks', model.blocks, 'at least 1')
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'a probability below 1')
     fits = model.channels >= 4 and model.channels % 2 == 0
