@@ -5,9 +5,9 @@
 
 Networks as the flags in the authors' README have them, given there for 128x128
 (github.com/openai/guided-diffusion) with batches of 256, a rate of 3e-4, a decay of weights of 0.05
-and 300,000 steps. Batches, steps, weight decay and learning rates are said to be
-those of the paper's appendix; the learning rate, weight decay and steps at 256x256 agree with
-others' training scripts, the rest we could not look up:
+and 300,000 steps. Batches, steps, weight decay and learning rates here are said to be those of the
+paper's appendix; the learning rate, weight decay and steps at 256x256 agree with others' training
+scripts, the rest we could not look up:
 
     variant  parameters   steps    batch
     (none)   65,438,568   300,000   1024

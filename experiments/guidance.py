@@ -49,7 +49,7 @@ def main() -> None:
     modes = studies.chosen(MODES, FLAGS.rows)
     scales, ends = (studies.numbers(name, float, 0) for name in ('scales', 'interval'))
     page = studies.figure(2) if FLAGS.plot else None
-    study = studies.opened('guidance', studies.model_of_images())
+    study = studies.opened('guidance', FLAGS.config)
     draws = planned(modes, scales, ends, FLAGS.rescale)
     if why := next(filter(None, (study.misfit(draw.changes) for draw in draws)), ''):
         raise UserError(why)

@@ -111,7 +111,8 @@ def main() -> None:
     names = studies.chosen(SETTINGS, FLAGS.rows)
     calls, orders = studies.numbers('calls'), studies.numbers('orders')
     page = studies.figure(2) if FLAGS.plot else None
-    config = studies.model_of_images()
+    config = FLAGS.config
+    studies.check_draws_images(config)
     config.sample.knobs.guidance = FLAGS.guidance
     study = studies.opened('samplers', config, near=FLAGS.near)
     names = [name for name in names if fits(study, name)]

@@ -99,20 +99,14 @@ def opened(name: str, config, **told) -> 'Study':
     return Study(config, folder, name, FLAGS.n, FLAGS.step, told)
 
 
-def model_of_images():
-    """`--config`, which has to be of a diffusion model that draws images.
-
-    Raises:
-      UserError: it is of another method, or of latents.
-    """
-    config = FLAGS.config
+def check_draws_images(config) -> None:
+    """Raises UserError unless a config is of a diffusion model that draws images."""
     if 'sampler' not in config or latent.stage_of(config):
         raise UserError(
             f'--config is of config.method={config.method!r}'
             f'{" and latents" if "sampler" in config else ""}: expected a diffusion model of '
             'images, such as configs/edm_fashion_mnist.py'
         )
-    return config
 
 
 def chosen(known: Iterable[str], asked: list[str]) -> list[str]:
@@ -232,8 +226,7 @@ class Study:
         Raises:
           UserError: whatever is missing or does not fit.
         """
-        if not config.method.startswith('diffusion.'):
-            raise UserError(f'config.method={config.method!r} has no samplers: take a diffusion.*')
+        check_draws_images(config)
         self.config, self.n, self.folder = config, n, run / name
         self._drawers = {}
         program = self.drawer({})

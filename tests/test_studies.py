@@ -333,7 +333,7 @@ def test_a_missing_matplotlib_is_told(monkeypatch):
 def test_what_cannot_be_studied_is_told(trained, tmp_path):
     with pytest.raises(UserError, match='no checkpoint'):
         studies.Study(small(), tmp_path, 'samplers', N)
-    with pytest.raises(UserError, match='has no samplers'):
+    with pytest.raises(UserError, match='expected a diffusion model of images'):
         studies.Study(default('autoencoders.vae'), tmp_path, 'samplers', N)
     with pytest.raises(UserError, match='these are 8x8'):
         studies.Study(small(**{'eval.network': 'fashion_mnist'}), trained, 'samplers', N)

@@ -347,10 +347,9 @@ def create(config: ml_collections.ConfigDict) -> Method:
             question = asked(*keyed)
             mu, log_var = module.apply(net.variables(), *question[1:], method='encode')
             z, half = drawn(question.keys, mu, log_var), len(mu) // 2
-            loss = judged(
-                judge, {'params': params}, z[:half], shuffled(jax.random.fold_in(key, 1), z[half:])
-            )
-            return loss, (extra, {})
+            # A key of its own: `key` has made those of the images.
+            moved = shuffled(jax.random.fold_in(key, 1), z[half:])
+            return judged(judge, {'params': params}, z[:half], moved), (extra, {})
 
         second, found = descend(state.judge, judge_loss, judge_tx, None, keyed, config.accumulate)
         return State(net, second), metrics | {f'judge_{k}': v for k, v in found.items()}

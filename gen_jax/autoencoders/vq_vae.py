@@ -168,7 +168,7 @@ def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:
 
 
 def check(config) -> None:
-    """Raises UserError where `config.vq` asks for what cannot be; networks fit the images."""
+    """Raises UserError where `config.vq`, beside networks that fit, asks for what cannot be."""
     require_unlabelled(config)
     options, side = config.vq, config.data.image_size >> config.model.halvings
     for field in ('codes', 'dim'):

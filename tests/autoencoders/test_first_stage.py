@@ -190,6 +190,7 @@ def test_lpips_counts(monkeypatch):
 
 
 WRONG = [
+    {'data.num_classes': 10},
     {'model.channels': 0},
     {'model.multipliers': ()},
     {'model.groups': 3},
@@ -209,6 +210,17 @@ def test_a_wrong_config_is_told_in_one_line(changes):
     with pytest.raises(UserError, match=next(iter(changes)).replace('.', r'\.')) as error:
         house.create(small(**changes))
     assert '\n' not in str(error.value)
+
+
+def test_missing_weights_are_told_with_the_field_that_names_them(monkeypatch, tmp_path):
+    def offline(url):
+        raise OSError('no network')
+
+    monkeypatch.setenv('GEN_JAX_WEIGHTS', str(tmp_path))
+    monkeypatch.setattr('gen_jax.interop.weights._open', offline)
+    config = small(**{'data.image_size': 32, 'first_stage.perceptual': 'squeeze'})
+    with pytest.raises(UserError, match=r'--config\.first_stage\.perceptual_weights=FILE'):
+        jax.eval_shape(house.create(config).init, jax.random.key(0), batch_of(size=32))
 
 
 def test_an_unknown_kind_is_told():

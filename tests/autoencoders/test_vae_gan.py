@@ -287,6 +287,7 @@ def test_fields_that_change_the_numbers():
 
 
 WRONG = [
+    {'data.num_classes': 10},
     {'data.image_size': 7},
     {'model.latent_dim': 0},
     {'model.encoder_hidden': 0},

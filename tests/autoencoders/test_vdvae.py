@@ -349,6 +349,7 @@ def test_bfloat16_is_near_and_told_in_float32():
 
 
 WRONG = [
+    ({'data.num_classes': 10}, '0: autoencoders.vdvae is told no labels'),
     ({'model.encoder': ''}, "parts such as 32x11, 32d2 or 32 with commas between, not ''"),
     ({'model.encoder': '4x0,4d4'}, "not '4x0'"),
     ({'model.encoder': '4m2,1'}, "not '4m2'"),
