@@ -303,12 +303,16 @@ def dci(
         importance.append(model.feature_importances_)
         right.append(model.score(test_codes, asked))
     importance = np.transpose(importance)
-    found = _concentration(importance), _concentration(importance.T)
+    found = concentration(importance), concentration(importance.T)
     return DCI(*found, float(np.mean(right)), importance)
 
 
-def _concentration(importance: np.ndarray) -> float:
-    """1 - entropy of each row's shares [a, b], logarithms to base b; rows weigh by their sums."""
+def concentration(importance: np.ndarray) -> float:
+    """How nearly each row of importances [a, b] has all of its sum in one place, from 0 to 1.
+
+    1 - entropy of a row's shares, logarithms to base b; rows weigh by their sums. Of importances
+    [d, k] this is disentanglement, transposed completeness (Eastwood and Williams 2018, section 2).
+    """
     sums = importance.sum(1)
     if not sums.any():
         return 0.0

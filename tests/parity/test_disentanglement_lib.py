@@ -5,7 +5,15 @@ import pytest
 from golden import load
 
 from gen_jax.metrics import disentanglement
-from gen_jax.metrics.disentanglement import dci, majority, mig, mutual_information, named, vote
+from gen_jax.metrics.disentanglement import (
+    concentration,
+    dci,
+    majority,
+    mig,
+    mutual_information,
+    named,
+    vote,
+)
 
 TRAIN = 60  # groups that are learnt from; the others are asked
 WHAT = 'codes', 'factors'
@@ -25,18 +33,27 @@ def test_mig(golden):
     assert mig(codes, factors) == pytest.approx(float(golden['mig']), abs=1e-12)
 
 
+def test_dci_of_importances(golden):
+    importance = golden['dci_importance']
+    # They add 1e-11 to every importance.
+    for ours, name in ((importance, 'disentanglement'), (importance.T, 'completeness')):
+        assert concentration(ours) == pytest.approx(float(golden[f'dci_{name}']), abs=1e-8)
+
+
 @pytest.mark.slow
 def test_dci(golden):
     sets = [golden[f'dci_{part}_{what}'] for part in ('train', 'test') for what in WHAT]
     # One state, as theirs is NumPy's own, drawn from on and on.
     found = dci(*sets, seed=np.random.RandomState(3))
+    # Sums round otherwise on other processors, and of two splits that are as good as equal another
+    # one is taken. Weights of 1 +- 1e-13 moved importances by 0.03 to 0.07, scores by up to 0.009.
+    np.testing.assert_allclose(found.importance, golden['dci_importance'], atol=0.1)
     for ours, name in (
         (found.disentanglement, 'disentanglement'),
         (found.completeness, 'completeness'),
         (found.informativeness, 'informativeness_test'),
     ):
-        # They add 1e-11 to every importance.
-        assert ours == pytest.approx(float(golden[f'dci_{name}']), abs=1e-8)
+        assert ours == pytest.approx(float(golden[f'dci_{name}']), abs=0.02)
 
 
 def test_factor_vaes_votes(golden):
