@@ -4,6 +4,7 @@ Every linear Gaussian process of the field is a pair of functions of time, alpha
 drift and diffusion follow from them. What networks say of x_t is in gen_jax.diffusion.predictions.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,16 +75,24 @@ def vp_cosine(s: float = 0.008, t_min: float = 1e-3, t_max: float = 0.9946) -> P
 
     At t = 1 alpha is 0; the default t_max is that of Lu et al. 2022 (DPM-Solver, appendix D.1).
     """
-    angle_0 = jnp.pi / 2 * s / (1 + s)
+    # alpha is cos(angle_0 + d) / cos(angle_0), of a d that is 0 at the image. All that float32
+    # would lose in differences, such as 1 - alpha^2, is written as products.
+    rate = math.pi / 2 / (1 + s)
+    angle_0 = rate * s
+    sin_0, cos_0 = math.sin(angle_0), math.cos(angle_0)
 
     def alpha(t):
-        return jnp.cos(jnp.pi / 2 * (t + s) / (1 + s)) / jnp.cos(angle_0)
+        return jnp.sin(rate * (1 - t)) / cos_0
+
+    def sigma(t):
+        return jnp.sqrt(jnp.sin(rate * t) * jnp.sin(rate * t + 2 * angle_0)) / cos_0
 
     def time(ratio):
-        angle = jnp.arccos(jnp.cos(angle_0) / jnp.sqrt(1 + ratio**2))
-        return angle * 2 / jnp.pi * (1 + s) - s
+        root = jnp.hypot(ratio, sin_0)
+        more = ratio * (ratio / (root + sin_0))  # root - sin_0
+        return jnp.arctan2(cos_0 * more, cos_0**2 + root * sin_0) / rate
 
-    return Process(alpha, lambda t: jnp.sqrt(1 - alpha(t) ** 2), time, t_min, t_max)
+    return Process(alpha, sigma, time, t_min, t_max)
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Process:
@@ -91,9 +100,9 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -
     vp = vp_linear(beta_min, beta_max, t_min)
 
     def time(ratio):
-        # 1 / alpha - alpha = ratio, and VP's own ratio at that alpha.
+        # 1 / alpha - alpha = ratio, and VP's own ratio at that alpha, sqrt(1 / alpha^2 - 1).
         alpha = 2 / (ratio + jnp.sqrt(ratio**2 + 4))
-        return vp.time(jnp.sqrt(1 / alpha**2 - 1))
+        return vp.time(jnp.sqrt(ratio / alpha))
 
     return vp._replace(sigma=lambda t: vp.sigma(t) ** 2, time=time)
 

@@ -75,18 +75,20 @@ def slerp(a: jax.Array, b: jax.Array, u: jax.Array) -> jax.Array:
       u: [n]; 0 is a, 1 is b.
 
     Returns:
-      [n, h, w, c]; of the length of a and b where these are of one length.
+      [n, h, w, c]; of the length of a and b where these are of one length. Straight where there is
+      no arc: from a to itself, to -a, or where one of both is 0.
     """
     u = u[:, None, None, None]
     length_a, length_b = (jnp.sqrt(jnp.sum(x**2, (1, 2, 3), keepdims=True)) for x in (a, b))
     # The angle by the chords: arccos of a product near 1 has half of its digits.
-    unit_a, unit_b = a / length_a, b / length_b
+    some = (length_a > 0) & (length_b > 0)
+    unit_a, unit_b = a / jnp.where(some, length_a, 1.0), b / jnp.where(some, length_b, 1.0)
     apart, along = (
         jnp.sqrt(jnp.sum(x**2, (1, 2, 3), keepdims=True))
         for x in (unit_a - unit_b, unit_a + unit_b)
     )
     theta = 2 * jnp.arctan2(apart, along)
-    straight = jnp.sin(theta) < 1e-6
+    straight = ~some | (jnp.sin(theta) < 1e-6)
     sine = jnp.where(straight, 1.0, jnp.sin(theta))
     of_a = jnp.where(straight, 1 - u, jnp.sin((1 - u) * theta) / sine)
     of_b = jnp.where(straight, u, jnp.sin(u * theta) / sine)

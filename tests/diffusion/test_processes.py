@@ -63,6 +63,26 @@ def test_cosine_is_the_papers():
     np.testing.assert_allclose(processes.vp_cosine().alpha(T) ** 2, f, rtol=1e-5, atol=1e-6)
 
 
+def cosine(t):
+    """(alpha, sigma) of the cosine schedule in float64, which has digits to spare."""
+    angle_0, angle = (np.pi / 2 * x / 1.008 for x in (0.008, t + 0.008))
+    sigma2 = np.sin(angle - angle_0) * np.sin(angle + angle_0)  # as 1 - alpha^2 loses some too
+    return np.cos(angle) / np.cos(angle_0), np.sqrt(sigma2) / np.cos(angle_0)
+
+
+def test_cosine_keeps_its_digits_near_the_image_and_near_the_noise():
+    process = processes.vp_cosine()
+    t = np.float32([1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.1, 0.5, 0.9, process.t_max, 0.999])
+    alpha, sigma = cosine(np.float64(t))
+    np.testing.assert_allclose(process.alpha(t), alpha, rtol=1e-5)
+    np.testing.assert_allclose(process.sigma(t), sigma, rtol=1e-5)
+    np.testing.assert_allclose(process.time(process.sigma(t) / process.alpha(t)), t, rtol=1e-5)
+    ratio = np.float32(10.0 ** np.arange(-7, 4))
+    alpha, sigma = cosine(np.float64(process.time(ratio)))
+    np.testing.assert_allclose(sigma / alpha, ratio, rtol=2e-3)  # t near 1 has few digits of 1 - t
+    np.testing.assert_allclose((sigma / alpha)[:-3], ratio[:-3], rtol=1e-5)
+
+
 def test_flow_is_straight():
     process, t = processes.flow(), jnp.float32(T)
     np.testing.assert_allclose(process.alpha(t) + process.sigma(t), 1, rtol=1e-6)
@@ -78,6 +98,12 @@ def test_time_is_the_inverse_of_the_ratio(name):
     ratio = process.sigma(t) / process.alpha(t)
     assert (jnp.diff(ratio) > 0).all()
     np.testing.assert_allclose(process.time(ratio), t, rtol=2e-4)
+
+
+@pytest.mark.parametrize('name', ['vp_linear', 'vp_cosine', 'sub_vp', 'flow'])
+def test_it_is_near_the_image_too(name):
+    process, t = PROCESSES[name], jnp.float32([1e-7, 1e-6, 1e-5, 1e-4])
+    np.testing.assert_allclose(process.time(process.sigma(t) / process.alpha(t)), t, rtol=1e-5)
 
 
 @pytest.mark.parametrize('steps', [2, 7, 18])

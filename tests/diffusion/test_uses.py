@@ -171,6 +171,14 @@ def test_slerp_of_one_and_the_same_is_that():
     np.testing.assert_allclose(uses.slerp(a, near, number(3, 0.5)), a * (1 + 5e-5), rtol=1e-6)
 
 
+def test_slerp_from_or_to_nothing_is_straight():
+    a, u = samplers.normal(keys(3), 0, SHAPE), jnp.float32([0, 0.3, 1])
+    ways = u[:, None, None, None]
+    np.testing.assert_allclose(uses.slerp(a, 0 * a, u), (1 - ways) * a, rtol=1e-6)
+    np.testing.assert_allclose(uses.slerp(0 * a, a, u), ways * a, rtol=1e-6)
+    np.testing.assert_array_equal(uses.slerp(0 * a, 0 * a, u), 0 * a)
+
+
 # SDEdit.
 
 
