@@ -34,7 +34,8 @@ TINY = {
 def nearest(word: str, known: Iterable[str]) -> str:
     """A suggestion such as ", did you mean 'steps'?", or the list of what is known."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
+    # Of a tuple's items types are not known: they may be numbers.
+    close = difflib.get_close_matches(str(word), known, n=1)
     return f', did you mean {close[0]!r}?' if close else f'; known are: {", ".join(known)}'
 
 
@@ -212,6 +213,22 @@ def require(ok: bool, field: str, value, expected: str) -> None:
     """Raises the UserError that a bad config value deserves."""
     if not ok:
         raise UserError(f'config.{field}={value!r}: expected {expected}')
+
+
+def are_whole(values: Iterable) -> bool:
+    """Whether what a config's tuple holds, if anything, are whole numbers of at least 1."""
+    return all(isinstance(x, int) and x >= 1 for x in values)
+
+
+def are_positive(values: Iterable) -> bool:
+    """Whether what a config's tuple holds, if anything, are numbers above 0."""
+    return all(isinstance(x, int | float) and x > 0 for x in values)
+
+
+def are_ends(values: tuple) -> bool:
+    """Whether a config's tuple is two numbers, the first 0 or more and below the second."""
+    numbers = len(values) == 2 and all(isinstance(x, int | float) for x in values)
+    return numbers and 0 <= values[0] < values[1]
 
 
 def require_unlabelled(config: ml_collections.ConfigDict) -> None:

@@ -79,12 +79,16 @@ def _check_fit(config, guide) -> None:
             f'{_named(config)} is of config.method={guide.method!r}: expected a run of '
             f'{" or ".join(module.GUIDES)}, which can guide {config.method}'
         )
-    shared = [('data', 'image_size'), ('data', 'channels')]
-    for part, field in (*shared, *(('diffusion', field) for field in module.PROCESS)):
-        have, want = (workdir.plain(x[part])[field] for x in (guide, config))
-        if have != want:
+    theirs, ours = (
+        {f'data.{name}': x.data[name] for name in ('image_size', 'channels')}
+        | {f'diffusion.{name}': value for name, value in module.seen(x.diffusion).items()}
+        for x in (guide, config)
+    )
+    # In an order in which the first that differ are there in both.
+    for field, want in ours.items():
+        if (have := theirs[field]) != want:
             raise UserError(
-                f'{_named(config)} has config.{part}.{field}={have!r}: expected {want!r} as this '
+                f'{_named(config)} has config.{field}={have!r}: expected {want!r} as this '
                 'model has, for both to see the same noised images; train a guide with it'
             )
     have, want = guide.data.num_classes, config.data.num_classes

@@ -106,6 +106,28 @@ def test_bad_values_are_named_in_one_line(field, value):
     assert '\n' not in str(error.value)
 
 
+def against(config) -> str:
+    """What `create` has against a config; '' where nothing."""
+    try:
+        create(config)
+    except UserError as error:
+        return str(error)
+    return ''
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_what_a_tuple_cannot_hold_ends_in_one_line(path):
+    """Its items have no types that ml_collections would keep."""
+    plain = load(path).get_config('tiny')
+    names = [name for name, value in workdir.flat(plain).items() if isinstance(value, list)]
+    assert 'eval.metrics' in names
+    for name in names:
+        for items in (('a', 'b'), (0.5, float('nan')), (None, None)):
+            config = plain.copy_and_resolve_references()
+            config.update_from_flattened_dict({name: items})
+            assert '\n' not in against(config)
+
+
 def test_an_unknown_method_is_named():
     with pytest.raises(UserError, match='no_such_method'):
         default('no_such_method')

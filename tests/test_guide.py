@@ -226,6 +226,30 @@ def test_what_does_not_fit_is_one_line(runs, tmp_path, named, changes, says):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ('method', 'theirs', 'ours'),
+    [
+        (
+            'diffusion.gaussian',
+            {'diffusion__betas': 'cosine', 'diffusion__beta_min': 0.01},
+            {'diffusion__betas': 'cosine', 'diffusion__beta_max': 0.3},
+        ),
+        ('diffusion.continuous', {}, {'diffusion__range': (0.002, 80.0)}),
+        ('diffusion.continuous', {'diffusion__levels': 10}, {}),
+    ],
+)
+def test_what_the_process_does_not_obey_need_not_agree(tmp_path, method, theirs, ours):
+    workdir.claim(small(method, **theirs), tmp_path)
+    guide.read(small(method, **ours, guide__workdir=str(tmp_path)))
+
+
+def test_processes_in_continuous_time_agree(tmp_path):
+    workdir.claim(small('diffusion.continuous', diffusion__range=(0.002, 50.0)), tmp_path)
+    config = small('diffusion.continuous', guide__workdir=str(tmp_path))
+    with pytest.raises(UserError, match=r'range=\(0.002, 50.0\): expected \(0.002, 80.0\)'):
+        guide.read(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('step', 'says'),

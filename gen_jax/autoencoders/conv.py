@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gen_jax.autoencoders.mlp import beside
-from gen_jax.config import require
+from gen_jax.config import are_whole, require
 from gen_jax.nn.conv import conv
 
 Conv = partial(nn.Conv, conv_general_dilated=conv)
@@ -99,7 +99,7 @@ def from_config(config, given: int, made: int) -> tuple[Encoder, Decoder]:
     for name in ('channels', 'hidden'):
         require(model[name] >= 1, f'model.{name}', model[name], 'a whole number of at least 1')
     require(
-        len(model.multipliers) > 0 and min(model.multipliers) >= 1,
+        len(model.multipliers) > 0 and are_whole(model.multipliers),
         'model.multipliers',
         model.multipliers,
         'one whole number of at least 1 per stage, such as (1, 2)',

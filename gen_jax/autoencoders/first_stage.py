@@ -26,7 +26,7 @@ from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder
 from gen_jax.autoencoders.patch import PatchDiscriminator
 from gen_jax.autoencoders.posterior import kl_divergence
 from gen_jax.autoencoders.quantizer import VectorQuantizer, perplexity
-from gen_jax.config import nearest, require, require_unlabelled
+from gen_jax.config import are_whole, nearest, require, require_unlabelled
 from gen_jax.method import (
     Method,
     Net,
@@ -253,7 +253,7 @@ def _module(config) -> FirstStage:
         require(model[field] >= 1, f'model.{field}', model[field], expected)
     multipliers = tuple(model.multipliers)
     expected = 'one whole number of at least 1 per level, such as (1, 2, 4)'
-    fits = len(multipliers) > 0 and min(multipliers) >= 1
+    fits = len(multipliers) > 0 and are_whole(multipliers)
     require(fits, 'model.multipliers', multipliers, expected)
     expected = f'a divisor of model.channels={model.channels}'
     require(model.channels % model.groups == 0, 'model.groups', model.groups, expected)

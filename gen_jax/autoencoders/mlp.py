@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gen_jax.config import require
+from gen_jax.config import are_whole, require
 
 ACTIVATIONS = {'relu': nn.relu, 'tanh': nn.tanh}
 
@@ -99,7 +99,7 @@ def from_config(config, given: int, made: int) -> tuple[Encoder, Decoder]:
     """
     model = config.model
     require(
-        len(model.widths) > 0 and min(model.widths) >= 1,
+        len(model.widths) > 0 and are_whole(model.widths),
         'model.widths',
         model.widths,
         'one whole number of at least 1 per layer, such as (200, 200)',

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gen_jax.autoencoders.mlp import Hidden, beside
-from gen_jax.config import require
+from gen_jax.config import are_whole, require
 from gen_jax.nn.conv import ConvTranspose, conv
 
 # TensorFlow's, which these papers leave as it is.
@@ -104,12 +104,12 @@ def from_config(config, given: int, made: int) -> tuple[Encoder, Decoder]:
     model, size = config.model, config.data.image_size
     for name in ('widths', 'hidden'):
         expected = 'one whole number of at least 1 per layer, such as (32, 64)'
-        wide = len(model[name]) > 0 and min(model[name]) >= 1
+        wide = len(model[name]) > 0 and are_whole(model[name])
         require(wide, f'model.{name}', model[name], expected)
     n = len(model.widths)
-    even = len(model.kernels) == n and all(k >= 2 and k % 2 == 0 for k in model.kernels)
+    even = are_whole(model.kernels) and all(k % 2 == 0 for k in model.kernels)
     expected = f'as many even numbers as model.widths has, {n}'
-    require(even, 'model.kernels', model.kernels, expected)
+    require(even and len(model.kernels) == n, 'model.kernels', model.kernels, expected)
     expected = f'a multiple of {2**n}, as the {n} convolutions of model.widths halve it'
     require(size % 2**n == 0, 'data.image_size', size, expected)
     shared = {'widths': tuple(model.widths), 'hidden': tuple(model.hidden)}

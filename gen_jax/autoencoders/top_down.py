@@ -392,5 +392,5 @@ def _check_widths(model, widths: dict[int, int], up, down, size: int) -> None:
         require(widths[small] >= widths[large], 'model.widths', model.widths, expected)
     least = 1 / min(widths.values())
     expected = f'at least {least:.3g} or a little more, one channel of the narrowest map'
-    fits = int(min(widths.values()) * model.bottleneck) >= 1
+    fits = 1 <= min(widths.values()) * model.bottleneck < float('inf')
     require(fits, 'model.bottleneck', model.bottleneck, expected)

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen_jax.config import require
+from gen_jax.config import are_whole, require
 from gen_jax.nn.conv import ConvTranspose, conv
 
 DTYPES = 'float32', 'bfloat16'
@@ -160,11 +160,11 @@ def from_config(config) -> tuple[Encoder, Decoder, Discriminator]:
     encoder, decoder, discriminator = (tuple(model[f'{net}_widths']) for net in nets)
     stages = len(encoder)
     expected = 'one whole number of at least 1 per halving, such as (64, 128, 256)'
-    fits = stages > 0 and min(encoder) >= 1
+    fits = stages > 0 and are_whole(encoder)
     require(fits, 'model.encoder_widths', encoder, expected)
     expected = f'{stages + 1} whole numbers of at least 1, as model.encoder_widths={encoder}'
     for name, found in (('decoder', decoder), ('discriminator', discriminator)):
-        fits = len(found) == stages + 1 and min(found) >= 1
+        fits = len(found) == stages + 1 and are_whole(found)
         require(fits, f'model.{name}_widths', found, expected)
     factor = 2**stages
     expected = f'a multiple of {factor}, as {stages} stages of model.encoder_widths halve it'

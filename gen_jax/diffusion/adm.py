@@ -407,7 +407,7 @@ def classifier_from_config(config) -> ADMClassifier:
 def _from_config(kind: type[Encoder], config, num_classes: int, **fields) -> Encoder:
     model = config.model
     # What DDPM's network has, these have by the same names and within the same bounds.
-    plain = unet.from_config(config, num_classes)
+    plain = unet.fitting(config, num_classes)
     fields |= {name: getattr(plain, name) for name in defaults() if hasattr(plain, name)}
     for name in ('heads', 'head_channels'):
         require(model[name] >= 0, f'model.{name}', model[name], '0 or more')

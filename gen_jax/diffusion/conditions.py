@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import require
+from gen_jax.config import are_ends, require
 from gen_jax.diffusion.guidance import by_label, interval
 from gen_jax.method import knob, labels
 
@@ -83,9 +83,9 @@ def check(config) -> None:
     )
     ends, knobs = tuple(config.sampler.guidance_interval), config.sample.knobs
     phi, negative, null = knobs.guidance_rescale, knobs.negative_label, config.data.num_classes
-    ok = not ends or (len(ends) == 2 and 0 <= ends[0] < ends[1])
     expected = '() or two numbers, 0 <= least < most'
-    require(ok, 'sampler.guidance_interval', ends, expected)
+    require(not ends or are_ends(ends), 'sampler.guidance_interval', ends, expected)
+    require(math.isfinite(scale), 'sample.knobs.guidance', scale, 'a finite number')
     require(0 <= phi <= 1, 'sample.knobs.guidance_rescale', phi, '0 to 1')
     expected = f'-1 (none) or a class below data.num_classes={null}'
     require(-1 <= negative < max(null, 1), 'sample.knobs.negative_label', negative, expected)

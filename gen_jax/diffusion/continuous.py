@@ -4,14 +4,17 @@ EDM, the SDEs of Song et al. 2021 and flow matching are choices of `config.diffu
 T steps is `diffusion.gaussian`. With classes, guidance is classifier-free.
 """
 
+import inspect
+import math
 from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_ends, nearest, require
 from gen_jax.diffusion import (
     augment,
     conditions,
@@ -44,20 +47,20 @@ from gen_jax.method import (
 )
 
 CHOICES = ('network',)
-# Methods that can guide this one's samples, and what of `config.diffusion` must be theirs too.
+# Methods that can guide this one's samples.
 GUIDES = ('diffusion.continuous',)
-PROCESS = ('process', 'range', 'levels')
-# What each takes as `config.diffusion.range`.
 PROCESSES = {
-    'vp_linear': processes.vp_linear,  # betas
+    'vp_linear': processes.vp_linear,
     'vp_cosine': processes.vp_cosine,
-    'sub_vp': processes.sub_vp,  # betas
-    've': processes.ve,  # sigmas
-    'ladder': ladder.ladder,  # sigmas, after the number of levels
-    'edm': processes.edm,  # sigmas
+    'sub_vp': processes.sub_vp,
+    've': processes.ve,
+    'ladder': ladder.ladder,
+    'edm': processes.edm,
     'flow': processes.flow,
 }
-RANGED = ('vp_linear', 'sub_vp', 've', 'edm', 'ladder')
+# What each takes as `config.diffusion.range`.
+BETAS, SIGMAS = ('beta_min', 'beta_max'), ('sigma_min', 'sigma_max')
+RANGED = {'vp_linear': BETAS, 'sub_vp': BETAS, 've': SIGMAS, 'edm': SIGMAS, 'ladder': SIGMAS}
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
 TOLD = ('time', 'log_ratio', 'log_sigma', 'level')
 PAIRINGS = ('random', 'optimal')
@@ -72,7 +75,9 @@ def defaults(network: str = 'unet') -> dict:
             # Least and most beta (vp_linear, sub_vp) or sigma (ve, ladder, edm); (): the usual ones
             'range': (),
             'levels': 232,  # of ladder
-            't_min': 0.0,  # least time of training and of the likelihood; 0: sampling's last
+            # Least time of training with times 'uniform', and of the likelihood; with other times
+            # and no likelihood it changes nothing. 0: sampling's last
+            't_min': 0.0,
             'prediction': 'edm',  # what the network says: eps, x_0, v, score, velocity, edm
             # What it is told: time (999 t), log_ratio (log(sigma/alpha) / 4, as EDM's networks), or
             # log_sigma (log(sigma/alpha / 2): score_sde's NCSN++, which count images in [0, 1]), or
@@ -137,9 +142,7 @@ class Model(NamedTuple):
         """The one that a config's `diffusion` and `model` describe."""
         diffusion = config.diffusion
         known = predictions.PREDICTIONS | {'edm': predictions.edm(diffusion.sigma_data)}
-        levels = (diffusion.levels,) if diffusion.process == 'ladder' else ()
-        process = PROCESSES[diffusion.process](*levels, *diffusion.range)
-        network = networks.build(config)
+        process, network = make_process(diffusion), networks.build(config)
         if diffusion.augment > 0:
             network = network.clone(augment_dim=augment.LABELS)
         taught = process._replace(t_min=diffusion.t_min or process.t_min)
@@ -161,6 +164,27 @@ class Model(NamedTuple):
         """What the network says, [n, h, w, c]."""
         scaled = self.prediction.scale(*self.level(t)) * x_t
         return self.network.apply(variables, scaled, self.time(t), label, **options)
+
+
+def make_process(diffusion) -> Process:
+    """What samplers go through, as `config.diffusion` describes it."""
+    levels = (diffusion.levels,) if diffusion.process == 'ladder' else ()
+    return PROCESSES[diffusion.process](*levels, *diffusion.range)
+
+
+def seen(diffusion) -> dict:
+    """The fields of `config.diffusion` that say what x_t is, with the usual `range` where it is ().
+
+    Guides have the same.
+    """
+    name, found = diffusion.process, {'process': diffusion.process}
+    if name in RANGED:
+        usual = inspect.signature(PROCESSES[name]).parameters
+        ends = diffusion.range or (usual[end].default for end in RANGED[name])
+        found['range'] = tuple(ends)
+    if name == 'ladder':
+        found['levels'] = diffusion.levels
+    return found
 
 
 def create(config, guide: Method | None = None) -> Method:
@@ -325,13 +349,18 @@ def check(config) -> None:
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_range(diffusion)
-    t_min = diffusion.t_min
-    require(0 <= t_min < 0.1, 'diffusion.t_min', t_min, "0 (the process's) or more, below 0.1")
     _check_fit(diffusion, sampler)
     _check_ladder(diffusion)
+    t_min, most = diffusion.t_min, min(0.1, make_process(diffusion).t_max)
+    expected = f"0 (the process's) or more, below {most:g}"
+    require(0 <= t_min < most, 'diffusion.t_min', t_min, expected)
     _check_likelihood(config)
-    for field in ('gamma', 'times_std', 'sigma_data'):
-        require(diffusion[field] > 0, f'diffusion.{field}', diffusion[field], 'more than 0')
+    require(diffusion.gamma > 0, 'diffusion.gamma', diffusion.gamma, 'more than 0')
+    for field in ('times_std', 'sigma_data'):
+        value = diffusion[field]
+        require(0 < value < math.inf, f'diffusion.{field}', value, 'a number, more than 0')
+    mean = diffusion.times_mean
+    require(math.isfinite(mean), 'diffusion.times_mean', mean, 'a finite number')
     share, named = diffusion.augment, 'diffusion.augment'
     require(0 <= share <= 1, named, share, 'a probability')
     expected = f"0, because config.network={config.network!r}: only 'song' is told"
@@ -347,8 +376,12 @@ def _check_range(diffusion) -> None:
     if not ends:
         return
     require(name in RANGED, 'diffusion.range', ends, f'(), as process={name!r} has none')
-    ok = len(ends) == 2 and 0 < ends[0] < ends[1]
+    ok = are_ends(ends) and ends[0] > 0 and ends[1] < math.inf
     require(ok, 'diffusion.range', ends, 'two numbers, 0 < least < most')
+    # alpha at t_max is exp(-sum / 4).
+    some = RANGED[name] != BETAS or sum(ends) < -4 * math.log(np.finfo(np.float32).tiny)
+    expected = 'less beta: so much leaves nothing of the image in float32'
+    require(some, 'diffusion.range', ends, expected)
 
 
 def _check_ladder(diffusion) -> None:
@@ -366,9 +399,8 @@ def _check_ladder(diffusion) -> None:
 def _check_likelihood(config) -> None:
     asked, data = config.likelihood, config.data
     if asked.divergence:
-        shape, tolerance = (data.image_size, data.image_size, data.channels), asked.tolerance
-        names = asked.dequantisation, asked.divergence
-        likelihood.check(shape, *names, asked.probes, tolerance, tolerance)
+        shape = data.image_size, data.image_size, data.channels
+        likelihood.check(shape, asked, 'config.likelihood.')
 
 
 def _check_fit(diffusion, sampler) -> None:

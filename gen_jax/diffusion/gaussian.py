@@ -44,9 +44,9 @@ from gen_jax.method import (
 )
 
 CHOICES = ('network',)
-# Methods that can guide this one's samples, and what of `config.diffusion` must be theirs too.
+# Methods that can guide this one's samples.
 GUIDES = ('diffusion.gaussian', 'diffusion.noised_classifier')
-PROCESS = tuple(discrete.PROCESS)
+seen = discrete.seen
 VARIANCES = (*samplers.VARIANCES, 'learned_range')
 PREDICTIONS = ('eps', 'x_0', 'v')
 LOSSES = ('simple', 'hybrid', 'vlb')

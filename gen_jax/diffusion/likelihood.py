@@ -17,7 +17,7 @@ and without clipping, and calls it for all examples at once. Each example has st
 do not depend on the others: `denoise` is called as often as the one with the most steps needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -71,7 +71,8 @@ def bits_per_dim(
       UserError: an unknown name, an impossible tolerance or number of probes, or 'exact' for images
         of more than MOST_DIMS.
     """
-    check(image.shape[1:], dequantisation, divergence, probes, rtol, atol)
+    asked = {'dequantisation': dequantisation, 'divergence': divergence, 'probes': probes}
+    check(image.shape[1:], {**asked, 'rtol': rtol, 'atol': atol})
     each = jax.vmap(jax.random.fold_in, (0, None))
     if dequantisation == 'uniform':
         image = dequantised(each(keys, 0), image)
@@ -80,34 +81,33 @@ def bits_per_dim(
     return {'bits_per_dim': from_nats(-log_p, image[0].size, CELL), 'nfe': nfe}
 
 
-def check(
-    shape: tuple[int, ...],
-    dequantisation: str,
-    divergence: str,
-    probes: int,
-    rtol: float,
-    atol: float,
-) -> None:
-    """Raises UserError where `bits_per_dim` of images of that shape (h, w, c) cannot be had."""
-    for what, name, known in (
-        ('dequantisation', dequantisation, DEQUANTISATIONS),
-        ('divergence', divergence, DIVERGENCES),
-    ):
-        if name not in known:
-            raise UserError(f'{what}={name!r} is unknown{nearest(name, known)}')
-    for what, tolerance in (('rtol', rtol), ('atol', atol)):
-        if not 0 < tolerance < 1:
-            raise UserError(f'{what}={tolerance}: expected a tolerance above 0 and below 1')
-    if probes < 1:
-        raise UserError(f'probes={probes}: expected a whole number of at least 1')
-    dims = shape[0] * shape[1] * shape[2]
-    if divergence == 'exact' and probes != 1:
-        raise UserError(f"probes={probes}: divergence='exact' draws none, expected 1")
-    if divergence == 'exact' and dims > MOST_DIMS:
-        raise UserError(
-            f"divergence='exact' of images of {dims} dimensions: expected at most {MOST_DIMS}; "
-            "set it to 'rademacher'"
-        )
+def check(shape: tuple[int, ...], asked: Mapping, where: str = '') -> None:
+    """Raises UserError where what is asked of images of that shape (h, w, c) cannot be had.
+
+    Args:
+      shape: see above.
+      asked: `dequantisation`, `divergence` and `probes` of `bits_per_dim`; the rest are tolerances.
+      where: what an error puts before these names, such as 'config.likelihood.'.
+    """
+
+    def refuse(name, expected):
+        raise UserError(f'{where}{name}={asked[name]!r}: expected {expected}')
+
+    known = {'dequantisation': DEQUANTISATIONS, 'divergence': DIVERGENCES}
+    for name, choices in known.items():
+        if asked[name] not in choices:
+            refuse(name, f'a known name{nearest(asked[name], choices)}')
+    for name in asked:
+        if name not in (*known, 'probes') and not 0 < asked[name] < 1:
+            refuse(name, 'a tolerance above 0 and below 1')
+    if asked['probes'] < 1:
+        refuse('probes', 'a whole number of at least 1')
+    dims, exact = shape[0] * shape[1] * shape[2], asked['divergence'] == 'exact'
+    if exact and asked['probes'] != 1:
+        refuse('probes', "1, as divergence='exact' draws none")
+    if exact and dims > MOST_DIMS:
+        most = f'images of at most {MOST_DIMS} dimensions, and these have {dims}'
+        refuse('divergence', f"'rademacher' or 'gaussian': 'exact' is for {most}")
 
 
 def dequantised(keys: jax.Array, image: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_whole, nearest, require
 from gen_jax.diffusion.adm import uniform
 from gen_jax.diffusion.unet import DTYPES
 from gen_jax.nn.conv import conv
@@ -241,8 +241,7 @@ def from_config(config, num_classes: int) -> RefineNet:
         require(value in known, f'model.{name}', value, f'a known name{nearest(value, known)}')
     require(model.channels >= 2, 'model.channels', model.channels, 'at least 2')
     stages = len(model.multipliers)
-    whole = all(isinstance(x, int) and x >= 1 for x in model.multipliers)
-    whole = whole and stages > len(DILATIONS)
+    whole = are_whole(model.multipliers) and stages > len(DILATIONS)
     expected = 'three whole numbers or more of at least 1, one per stage'
     require(whole, 'model.multipliers', model.multipliers, expected)
     step = 2 ** (stages - len(DILATIONS) - 1)

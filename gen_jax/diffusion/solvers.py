@@ -1,17 +1,18 @@
 """The samplers by name, for the methods that offer them: what each takes, needs and costs."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_ends, nearest, require
 from gen_jax.diffusion import langevin, multistep, ode, samplers
 from gen_jax.diffusion.processes import Path
 from gen_jax.diffusion.schedules import Trajectory
 
 # The knobs of samplers and the most each may be; a sampler that does not know one wants it 0.
-KNOBS = {'eta': 1.0, 'churn': float('inf'), 'snr': float('inf'), 'tolerance': 1.0}
+KNOBS = {'eta': 1.0, 'churn': math.inf, 'snr': math.inf, 'tolerance': 1.0}
 # Knobs, and fields of a config's `sampler`, that only continuous time knows.
 CONTINUOUS = ('churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
 
@@ -202,7 +203,8 @@ def _check_knob(field: str, value: float, name: str) -> None:
     able = [other for other in SAMPLERS if field in SAMPLERS[other].knobs]
     expected = f'0, because sampler.name={name!r}: {field} is for {" and ".join(able)}'
     require(value == 0 or name in able, field_name, value, expected)
-    require(0 <= value <= most, field_name, value, '0 or more' if most > 1 else '0 to 1')
+    expected = 'a finite number, 0 or more' if most > 1 else '0 to 1'
+    require(0 <= value <= most and math.isfinite(value), field_name, value, expected)
     expected = f'more than 0, as sampler.name={name!r} needs it'
     require(value > 0 or field not in SAMPLERS[name].needs, field_name, value, expected)
 
@@ -214,8 +216,7 @@ def _check_options(options) -> None:
     if 'churn_range' not in options:
         return
     ends, noise, solver = tuple(options.churn_range), options.churn_noise, options.solver
-    ok = len(ends) == 2 and 0 <= ends[0] < ends[1]
-    require(ok, 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
-    require(noise > 0, 'sampler.churn_noise', noise, 'more than 0')
+    require(are_ends(ends), 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
+    require(0 < noise < math.inf, 'sampler.churn_noise', noise, 'a number above 0')
     known = ode.SOLVERS
     require(solver in known, 'sampler.solver', solver, f'a known name{nearest(solver, known)}')

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_whole, nearest, require
 from gen_jax.diffusion.unet import DTYPES, NEAR_ZERO, Conv3x3, Dense, sinusoids
 from gen_jax.nn import fir
 from gen_jax.nn.dropout import Dropout
@@ -314,7 +314,7 @@ def _check(model, image_size: int) -> None:
     for name, known in CHOICES.items():
         check(name, model[name] in known, f'a known name{nearest(model[name], known)}')
     levels = len(model.multipliers)
-    whole = levels >= 1 and all(isinstance(x, int) and x >= 1 for x in model.multipliers)
+    whole = levels >= 1 and are_whole(model.multipliers)
     check('multipliers', whole, 'one whole number of at least 1 per level')
     check('blocks', model.blocks >= 1, 'at least 1')
     check('dropout', 0 <= model.dropout < 1, 'a probability below 1')

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_positive, are_whole, nearest, require
 from gen_jax.nn import attention
 from gen_jax.nn.conv import conv
 from gen_jax.nn.dropout import Dropout
@@ -259,6 +259,17 @@ def defaults() -> dict:
 def from_config(config, num_classes: int) -> UNet:
     """The U-Net that `config.model` describes, for images as `config.data` says.
 
+    Args and errors are those of `fitting`; `model.multipliers` are whole.
+    """
+    multipliers = config.model.multipliers
+    expected = 'one whole number of at least 1 per level'
+    require(are_whole(multipliers), 'model.multipliers', multipliers, expected)
+    return fitting(config, num_classes)
+
+
+def fitting(config, num_classes: int) -> UNet:
+    """`from_config` for networks that round widths themselves: multipliers may be fractions.
+
     Args:
       config: with `model.{channels, multipliers, blocks, attention, dropout, groups, remat,
         dtype}` and `data.{image_size, channels}`.
@@ -269,7 +280,8 @@ def from_config(config, num_classes: int) -> UNet:
     """
     model, data = config.model, config.data
     levels = len(model.multipliers)
-    require(levels >= 1, 'model.multipliers', model.multipliers, 'one number per level')
+    fits = levels >= 1 and are_positive(model.multipliers)
+    require(fits, 'model.multipliers', model.multipliers, 'one number above 0 per level')
     require(model.blocks >= 1, 'model.blocks', model.blocks, 'at least 1')
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'a probability below 1')
     fits = model.channels >= 4 and model.channels % 2 == 0

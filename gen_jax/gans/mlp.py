@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_whole, nearest, require
 from gen_jax.gans.layers import Dense, MinibatchDiscrimination
 from gen_jax.nn.dropout import Dropout
 
@@ -136,7 +136,7 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
         expected = f'a whole number of at least {least}'
         require(model[name] >= least, f'model.{name}', model[name], expected)
     for name in ('g_widths', 'd_widths'):
-        good = len(model[name]) > 0 and min(model[name]) >= 1
+        good = len(model[name]) > 0 and are_whole(model[name])
         require(good, f'model.{name}', model[name], 'whole numbers of at least 1, one or more')
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, '0 or more, below 1')
     for name, known in (('condition', CONDITIONS), ('output', OUTPUTS)):

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_whole, nearest, require
 from gen_jax.gans.blocks import INITS, DownBlock, Layers, UpBlock
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -275,7 +275,7 @@ def check(config, stem: int = 0) -> None:
         )
     require(model.norm_epsilon > 0, 'model.norm_epsilon', model.norm_epsilon, 'a positive number')
     for field, fewest in (('g_multipliers', 2), ('d_multipliers', 1 + stem)):
-        good = len(model[field]) >= fewest and min(model[field]) >= 1
+        good = len(model[field]) >= fewest and are_whole(model[field])
         require(
             good, f'model.{field}', model[field], f'{fewest} or more whole numbers of at least 1'
         )

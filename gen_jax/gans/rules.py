@@ -1,6 +1,6 @@
 """The rules of a game, `config.gan`: what there is, and what does not fit together."""
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_positive, nearest, require
 from gen_jax.gans import networks
 from gen_jax.gans.augment import AUGMENTATIONS
 from gen_jax.gans.objectives import OBJECTIVES
@@ -136,7 +136,7 @@ def _check_growth(rules, image_size: int) -> None:
     require(rules.grow_from in sizes, 'gan.grow_from', rules.grow_from, f'one of {sizes}')
     rates, n = rules.grow_rates, len([size for size in sizes if size >= rules.grow_from])
     expected = f'() or {n} positive numbers, one for each size from gan.grow_from={rules.grow_from}'
-    fits = not rates or (len(rates) == n and all(rate > 0 for rate in rates))
+    fits = not rates or (len(rates) == n and are_positive(rates))
     require(fits, 'gan.grow_rates', rates, expected)
     still = rules.grow_steps or (rules.grow_from == 4 and not rates)
     expected = 'more than 0 with gan.grow_from or gan.grow_rates, which are of networks that grow'

@@ -369,6 +369,7 @@ WRONG = [
     ({'model.width': 0}, 'at least 1'),
     ({'model.latents': 0}, 'at least 1'),
     ({'model.bottleneck': 0.1}, 'at least 0.167'),
+    ({'model.bottleneck': float('inf')}, 'one channel of the narrowest map'),
     ({'model.start_up_to': -1}, '0 (none) or more'),
     ({'model.deviation': 0.0}, 'a positive number'),
     ({'model.dtype': 'float16'}, 'bfloat16'),

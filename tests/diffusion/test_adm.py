@@ -283,6 +283,7 @@ def test_every_field_of_the_config_reaches_the_network():
         ('model.remat', 'block', "did you mean 'blocks'"),
         ('model.channels', 33, 'even'),
         ('model.multipliers', (1, 1.3), 'divides the width of each level'),
+        ('model.multipliers', ('a', 'b'), 'one number above 0 per level'),
         ('model.blocks', 0, 'at least 1'),
         ('model.dropout', 1.0, 'below 1'),
         ('model.heads', -1, '0 or more'),

@@ -498,6 +498,16 @@ def test_improved_ddpm_has_the_papers_network(variant):
         ({'diffusion__timesteps': 10_001}, '2 to 10000'),
         ({'diffusion__beta_min': 0.5}, 'beta_min <= beta_max=0.4'),
         ({'diffusion__beta_max': 1.0}, 'less than 1'),
+        ({'diffusion__timesteps': 1000, 'diffusion__beta_max': 0.9}, 'fewer than timesteps=1000'),
+        (
+            {
+                'diffusion__timesteps': 10_000,
+                'diffusion__beta_max': 0.9,
+                'diffusion__zero_snr': True,
+                'diffusion__prediction': 'v',
+            },
+            'nothing of the image',
+        ),
         ({'diffusion__label_dropout': 0.1}, 'no labels to hide'),
         ({'diffusion__label_dropout': 1.0}, 'below 1'),
         ({'ema_decay': 1.0}, 'ema_decay < 1'),

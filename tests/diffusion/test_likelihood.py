@@ -335,10 +335,10 @@ def test_untrained_network_is_a_gaussian():
 @pytest.mark.parametrize(
     ('options', 'told'),
     [
-        ({'dequantisation': 'unifrom'}, "'unifrom' is unknown, did you mean 'uniform'?"),
-        ({'divergence': 'normal'}, "'normal' is unknown"),
+        ({'dequantisation': 'unifrom'}, "dequantisation='unifrom': .* did you mean 'uniform'?"),
+        ({'divergence': 'normal'}, "divergence='normal': expected a known name; known are"),
         ({'probes': 0}, 'probes=0: expected a whole number of at least 1'),
-        ({'divergence': 'exact', 'probes': 2}, 'draws none, expected 1'),
+        ({'divergence': 'exact', 'probes': 2}, "probes=2: expected 1, as divergence='exact' draws"),
         ({'rtol': 0.0}, 'rtol=0.0: expected a tolerance above 0'),
         ({'atol': 1.0}, 'atol=1.0: expected a tolerance above 0 and below 1'),
     ],
@@ -351,6 +351,7 @@ def test_refused(options, told):
 
 
 def test_exact_is_for_small_images():
-    likelihood.check((32, 32, 1), 'none', 'exact', 1, 1e-5, 1e-5)
-    with pytest.raises(UserError, match="3072 dimensions: expected at most 1024; set it to 'rad"):
-        likelihood.check((32, 32, 3), 'none', 'exact', 1, 1e-5, 1e-5)
+    asked = {'dequantisation': 'none', 'divergence': 'exact', 'probes': 1, 'rtol': 1e-5}
+    likelihood.check((32, 32, 1), asked)
+    with pytest.raises(UserError, match=r"'rademacher' or .* at most 1024 .* these have 3072"):
+        likelihood.check((32, 32, 3), asked)

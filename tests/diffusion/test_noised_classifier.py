@@ -195,6 +195,7 @@ def test_every_field_changes_something(change):
         ({'diffusion__timesteps': 1}, '2 to 10000'),
         ({'diffusion__beta_min': 0.5}, 'beta_min <= beta_max=0.4'),
         ({'diffusion__beta_max': 1.0}, 'less than 1'),
+        ({'diffusion__timesteps': 1000, 'diffusion__beta_max': 0.9}, 'fewer than timesteps=1000'),
     ],
 )
 def test_mistakes_are_named(changes, says):

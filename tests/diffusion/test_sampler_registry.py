@@ -159,11 +159,18 @@ def test_a_model_of_whole_times_needs_less():
         ({'sample.knobs.tolerance': 0.1}, {}, 'tolerance is for adaptive'),
         ({'sampler.name': 'ddim', 'sample.knobs.eta': 1.5}, {}, '0 to 1'),
         ({'sample.knobs.churn': -1.0}, {}, '0 or more'),
+        (
+            {'sampler.name': 'predictor_corrector', 'sample.knobs.snr': float('inf')},
+            {},
+            'a finite number',
+        ),
         ({'sampler.order': 4}, {}, '1, 2 or 3'),
         ({'sampler.solver': 'euler'}, {}, 'known are: dopri5, tsit5'),
         ({'sampler.corrections': 0}, {}, 'at least 1'),
         ({'sampler.churn_range': (1.0,)}, {}, '0 <= low < high'),
-        ({'sampler.churn_noise': 0.0}, {}, 'more than 0'),
+        ({'sampler.churn_range': ('a', 'b')}, {}, '0 <= low < high'),
+        ({'sampler.churn_noise': 0.0}, {}, 'above 0'),
+        ({'sampler.churn_noise': float('inf')}, {}, 'above 0'),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(changes, needs, says):

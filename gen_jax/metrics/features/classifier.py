@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from gen_jax.config import nearest, require
+from gen_jax.config import are_whole, nearest, require
 from gen_jax.errors import UserError
 from gen_jax.method import (
     Method,
@@ -180,7 +180,7 @@ def build(config: ml_collections.ConfigDict) -> Classifier:
     model, data = config.model, config.data
     require(data.num_classes >= 2, 'data.num_classes', data.num_classes, 'the number of classes')
     require(
-        len(model.widths) > 0 and min(model.widths) >= 1,
+        len(model.widths) > 0 and are_whole(model.widths),
         'model.widths',
         model.widths,
         'one whole number of at least 1 per convolution, such as (32, 64)',
