@@ -127,7 +127,7 @@ def main() -> None:
 def run(study: Study, draws: list[Draw], errors: list[Draw], near: int) -> None:
     """Makes the rows that are not there."""
     new = [[x for x in some if x.name not in study.rows.found] for some in (draws, errors)]
-    calls = [sum(draw.calls for draw in some) for some in new]
+    calls = [sum(draw.calls * study.passes(draw.changes) for draw in some) for some in new]
     study.announce(study.n * calls[0] + near * calls[1])
     study.rows('real', study.worth.real)
     for draw in new[0]:
@@ -201,7 +201,7 @@ def calls_taken(study: Study, asked_for: dict) -> int:
 
     indices = np.arange(config.sample.batch_size)
     keys = random.sample_keys(config.seed, 'sample', jnp.asarray(indices))
-    return 6 * int(jnp.max(steps(keys, study.state, drawer.condition(indices)))) + 1
+    return ode.calls(int(jnp.max(steps(keys, study.state, drawer.condition(indices)))))
 
 
 def noiseless(study: Study, name: str, orders: tuple) -> list[Draw]:

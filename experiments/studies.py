@@ -28,7 +28,7 @@ from gen_jax.metrics.fid import Moments, fid
 from gen_jax.metrics.prdc import prdc
 from gen_jax.runtime import random, workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
-from gen_jax.runtime.program import Program
+from gen_jax.runtime.program import Program, asked_labels
 from gen_jax.sample import claimed, load, stored
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,11 +263,10 @@ class Study:
     def drawer(self, changes: dict) -> Drawer:
         """What draws with these changes; those of knobs alone need no other program."""
         config = self.varied(changes)
-        leaner = without_null(config)
-        decides = [item for item in workdir.flat(leaner).items() if 'sample.knobs' not in item[0]]
+        decides = [item for item in workdir.flat(config).items() if 'sample.knobs' not in item[0]]
         key = json.dumps(decides)
         if key not in self._drawers:
-            self._drawers[key] = Drawer(leaner, create(leaner))
+            self._drawers[key] = Drawer(config, create(config))
         # Labels and knobs are traced, and come from here.
         self._drawers[key].config = config
         return self._drawers[key]
@@ -287,14 +286,19 @@ class Study:
 
         return self.rows(name, measure)
 
+    def passes(self, changes: dict) -> int:
+        """How many times as long a call takes as one that is not guided: 2, told two labels."""
+        config = self.varied(changes)
+        return 1 + (config.diffusion.label_dropout > 0 and config.sample.knobs.guidance != 1)
+
     def announce(self, calls: int) -> None:
-        """Prints what that many network calls, each for one sample, will take here."""
+        """Prints what that many network calls, each for one sample and one label, take here."""
         if not calls:
             print('every row is there')
             return
         data, size = self.config.data, self.config.sample.batch_size
         x = np.zeros((size, data.image_size, data.image_size, data.channels), np.float32)
-        drawer, t = self.drawer({}), np.ones(size, np.int32)
+        drawer, t = self.drawer({'sample.knobs.guidance': 1.0}), np.ones(size, np.int32)
         condition = drawer.condition(np.arange(size))
         taken = []
         for _ in range(4):  # the first compiles
@@ -303,8 +307,8 @@ class Study:
             taken.append(time.monotonic() - begin)
         rate = size / min(taken[1:])
         print(
-            f'{calls:,.0f} network calls for single samples, at {rate:,.0f} a second: '
-            f'about {calls / rate / 60:.0f} minutes',
+            f'{calls:,.0f} network calls for single samples, those that are guided counted twice, '
+            f'at {rate:,.0f} a second: about {calls / rate / 60:.0f} minutes',
             flush=True,
         )
 
@@ -331,22 +335,6 @@ class Study:
         if page is not None:
             page.savefig(path.with_suffix('.png'), dpi=120)
         print(text)
-
-
-def without_null(config):
-    """A config of the same network, asked for nothing of the null class where that has no weight.
-
-    With guidance 1 the half of each call that is about it is multiplied by 0.
-    """
-    knobs, sampler = config.sample.knobs, config.sampler
-    guided = knobs.guidance != 1 or knobs.guidance_rescale or sampler.guidance_interval
-    if not config.diffusion.label_dropout or guided:
-        return config
-    leaner = config.copy_and_resolve_references()
-    leaner.diffusion.label_dropout = 0.0
-    # The null class has a row of its own in the table of labels; not in SongUNet's.
-    leaner.data.num_classes += config.network != 'song'
-    return leaner
 
 
 class Rows:
@@ -401,7 +389,7 @@ class Worth:
     def __init__(self, config, mesh, n: int):
         """Opens network and data; UserError where they are missing or do not fit."""
         options, data = config.eval, config.data
-        self._n, self._classes = n, data.num_classes
+        self._n, self._classes, self._label = n, data.num_classes, config.sample.label
         look = options.network, options.weights, options.resize
         # Only a classifier of this data names its classes.
         self._keep = ('logits',) if data.num_classes and options.network != 'inception' else ()
@@ -417,7 +405,7 @@ class Worth:
         self.told = {'reference': self._reference.name, **self._extractor.provenance}
 
     def __call__(self, images: np.ndarray) -> dict:
-        """The numbers of uint8 [n, h, w, c], image i of class i % classes where there are any.
+        """The numbers of uint8 [n, h, w, c], of the classes that samples are asked to be of.
 
         Returns:
           {name: value}, and `without`: the Frechet distances with each of GROUPS parts left out.
@@ -426,7 +414,7 @@ class Worth:
         found = prdc(self._some_real, features['pool'])
         numbers = [found['precision'], found['recall']]
         if self._keep:
-            asked = np.arange(len(images)) % self._classes
+            asked = asked_labels(np.arange(len(images)), self._label, self._classes)
             numbers.append(accuracy(features['logits'], asked).overall.value)
         return {
             self.distance: self._far(features['pool']),

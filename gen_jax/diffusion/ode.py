@@ -60,7 +60,7 @@ def sample(
 
     Returns:
       x_0, float32 [n, h, w, c], NaN for a sample that has not arrived after MOST_STEPS steps, and
-      how many steps each sample tried, int32 [n]: of six calls each, for both solvers.
+      how many steps each sample tried, int32 [n]: see `calls`.
     """
     process = path.process
     x_T = path.prior_std * normal(keys, 0, shape)
@@ -71,6 +71,14 @@ def sample(
     ends = process.t_max, process.t_min
     x, steps = solve(slopes, *ends, x_T, None, (tolerance, tolerance), solver)
     return denoise(x, jnp.full(len(keys), process.t_min, x.dtype)), steps
+
+
+def calls(steps: int) -> int:
+    """Calls of the network by `sample`, by either solver, where the slowest sample tries `steps`.
+
+    One for the first slope, six a step, whose last is the first of the next, and one for x_0.
+    """
+    return 6 * steps + 2
 
 
 def solve(

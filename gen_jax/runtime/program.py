@@ -217,10 +217,7 @@ class Program:
             for name, value in sample.knobs.items()
         }
         if classes := self.num_classes:
-            labels = (
-                indices % classes if sample.label == -1 else np.full_like(indices, sample.label)
-            )
-            condition['label'] = labels.astype(np.int32)
+            condition['label'] = asked_labels(indices, sample.label, classes)
         return condition
 
     def settled(self, state):
@@ -268,3 +265,15 @@ class Program:
     def evaluate(self, state, indices: np.ndarray, batch: dict) -> dict[str, np.ndarray]:
         """The method's numbers for one global batch, each float32 [b]."""
         return jax.device_get(self._evaluate(self._seed, state, self._put(indices), batch))
+
+
+def asked_labels(indices: np.ndarray, label: int, classes: int) -> np.ndarray:
+    """The classes, int32 [n], that samples of these indices are to be of.
+
+    Args:
+      indices: [n].
+      label: `config.sample.label`: one class for all, or -1: all in turn.
+      classes: how many there are.
+    """
+    in_turn = indices % classes if label == -1 else np.full_like(indices, label)
+    return in_turn.astype(np.int32)
