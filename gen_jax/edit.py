@@ -80,12 +80,17 @@ def _check(config, method: Method) -> None:
     channels, colorize = config.data.channels, edit.task == 'colorize'
     expected = f'another: images of config.data.channels={channels} have no colours, 3 have'
     require(channels == 3 or not colorize, 'edit.task', edit.task, expected)
-    _check_steps(edit, config.sample.knobs.get('steps', 1))
+    _check_steps(config)
 
 
-def _check_steps(edit, steps: int) -> None:
-    expected = 'at least 1: --mode=edit steps by DDIM, whatever config.sampler.name is'
-    require(steps >= 1, 'sample.knobs.steps', steps, expected)
+def _check_steps(config) -> None:
+    edit, knobs = config.edit, config.sample.knobs
+    steps, name = knobs.steps, config.sampler.name
+    expected = (
+        "another, such as 'ddim', with sample.knobs.steps of at least 1 and tolerance 0: "
+        f'--mode=edit steps by DDIM through as many times as it is told, and {name!r} finds its own'
+    )
+    require(steps >= 1, 'sampler.name', name, expected)
     expected = f'less than config.sample.knobs.steps={steps}: no step is repeated'
     fits = edit.task != 'repaint' or edit.jump < steps
     require(fits, 'edit.jump', edit.jump, expected)

@@ -240,7 +240,6 @@ def test_labels_are_the_images_own_or_what_sample_label_says():
         ({'edit.jump': 0}, 'config.edit.jump=0'),
         ({'edit.repeats': 0}, 'config.edit.repeats=0'),
         ({'edit.task': 'repaint', 'edit.jump': 20}, 'config.edit.jump=20: expected less than'),
-        ({'sample.knobs.steps': 0}, 'config.sample.knobs.steps=0'),
         ({'edit.images': '/no/such/folder'}, "config.edit.images='/no/such/folder'"),
         ({'edit.task': 'inpaint', 'edit.mask': 'lefft'}, "did you mean 'left'"),
         ({'edit.task': 'inpaint', 'edit.mask': '/no/mask.png'}, '/no/mask.png'),
@@ -287,6 +286,19 @@ def test_folders_without_images_labels_or_a_second_image_are_told(tmp_path):
 def test_a_method_without_edits_is_told_of_those_that_have_them(tmp_path):
     config = default('autoencoders.vae')
     with pytest.raises(UserError, match=r'cannot edit images.*diffusion\.gaussian'):
+        edit.run(config, tmp_path)
+
+
+def test_a_sampler_that_chooses_its_times_is_told_of_one_that_edits_take(tmp_path):
+    config = default('diffusion.continuous')
+    chooses = {'sampler.name': 'adaptive', 'sample.knobs.steps': 0, 'sample.knobs.tolerance': 1e-3}
+    config.update_from_flattened_dict(chooses)
+    with pytest.raises(UserError, match=r"sampler\.name='adaptive': expected another") as error:
+        edit.run(config, tmp_path)
+    assert '\n' not in str(error.value)
+    mended = {'sampler.name': 'ddim', 'sample.knobs.steps': 1, 'sample.knobs.tolerance': 0.0}
+    config.update_from_flattened_dict(mended)
+    with pytest.raises(UserError, match='train first'):
         edit.run(config, tmp_path)
 
 

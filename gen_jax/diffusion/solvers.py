@@ -103,17 +103,20 @@ def defaults(name: str, spacing: str, variance: str, clip: bool, continuous: boo
         # ancestral, ddim (eta 0: Euler; 1: Euler ancestral), heun, dpmpp_2m (eta 1: its SDE form),
         # unipc, lms, pndm, predictor_corrector, annealed_langevin, adaptive
         'name': name,
-        # Of the times visited: linear, quadratic, trailing; in discrete time linspace, in
-        # continuous time karras, log_snr
+        # Each field below is for the samplers that it names. Others leave it alone, so that a flag
+        # can set another name and no more.
+        # Of the times visited, by all but adaptive: linear, quadratic, trailing; in discrete time
+        # linspace, in continuous time karras, log_snr
         'spacing': spacing,
         # Of ancestral, and of the bound: fixed_large, fixed_small; learned_range if it is learned
         'variance': variance,
         'order': 2,  # of unipc: 1, 2, 3
-        'corrections': 1,  # Langevin steps at each time of the two samplers that have them
+        # Langevin steps at each time of predictor_corrector and annealed_langevin
+        'corrections': 1,
         'churn_range': (0.0, 1e6),  # sigma / alpha at which heun adds noise
         'churn_noise': 1.0,  # its standard deviation, in multiples of what the schedule says
         'solver': 'tsit5',  # of adaptive: tsit5, dopri5
-        'clip': clip,  # keep the estimate of the image in [-1, 1]
+        'clip': clip,  # of all: keep the estimate of the image in [-1, 1]
     }
     return _fitting(known, continuous)
 
