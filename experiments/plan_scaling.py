@@ -2,14 +2,15 @@
 
   python experiments/plan_scaling.py
 
-Needs libtpu (the extra `tpu`) and no TPU; an hour of two CPU cores. `--studies` chooses some:
+Needs libtpu (the extra `tpu`) and no TPU; hours of two CPU cores. `--studies` chooses some:
 
   relative  DDPM's CIFAR-10 on the paper's TPU v3-8 and on its successors
   fsdp      memory of a chip by how many chips share parameters and optimiser
   weak      FLOPs and traffic of a chip as chips and batch grow together
-  configs   two configs of papers compile for v4, v5e and v6e
+  configs   every config of a paper compiles for v4, v5e and v6e; rows that the page has are kept
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gen_jax import plan
+from gen_jax import latent, plan
 from gen_jax.config import create
 from gen_jax.runtime import topology
 from gen_jax.runtime.program import Program
@@ -25,10 +26,40 @@ from gen_jax.runtime.program import Program
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('ddpm', str(ROOT / 'configs/ddpm_cifar10.py'), 'DDPM.')
-config_flags.DEFINE_config_file('dcgan', str(ROOT / 'configs/dcgan_folder64.py'), 'DCGAN.')
 flags.DEFINE_list('studies', ['relative', 'fsdp', 'weak', 'configs'], 'Which to run.')
 flags.DEFINE_string('out', str(ROOT / 'docs/plan.md'), 'Whose tables to replace.')
 MIB = 2**20
+
+# The chips of a config's table: a host's, or more of them where its batches need these.
+HOST = ('v4:2x2x1', 'v5e:2x4', 'v6e:2x4')
+MORE = ('v4:2x4x4', 'v5e:4x8', 'v6e:4x8')
+PAPERS = {
+    'ddpm_cifar10': HOST,
+    'dcgan_folder64': HOST,
+    'dcgan_cifar10': HOST,
+    'sngan_cifar10': HOST,
+    'biggan_cifar10': HOST,
+    'stylegan2_cifar10': HOST,
+    'progan_cifar10': HOST,
+    'vae_sprites': HOST,
+    'improved_ddpm_cifar10': HOST,
+    'rectified_flow_cifar10': HOST,
+    'edm_cifar10': HOST,
+    'score_sde_cifar10': HOST,
+    'ncsnv2_cifar10': HOST,
+    'vdvae_cifar10': HOST,
+    'sngan_imagenet128': HOST,
+    'adm_classifier_imagenet': HOST,
+    'edm_ffhq64': HOST,
+    'first_stage_256': HOST,
+    'vq_vae2_256': HOST,
+    'biggan_imagenet': MORE,
+    'adm_imagenet': MORE,
+    'edm_imagenet64': MORE,
+    'progan_celebahq1024': HOST,
+    'stylegan_ffhq1024': HOST,
+    'stylegan2_ffhq1024': HOST,
+}
 
 
 def train_step(config, name: str) -> dict:
@@ -90,14 +121,42 @@ def weak() -> Iterator[tuple]:
 
 def configs() -> Iterator[tuple]:
     """The papers' batches; a GiB figure is memory of a device."""
+    there = {tuple(row[:2]): row for row in written('configs')}
     yield 'config', 'topology', 'train_step, GiB', 'sample_step, GiB', 'images/s, training at best'
-    for config, label in ((FLAGS.ddpm, 'ddpm_cifar10'), (FLAGS.dcgan, 'dcgan_folder64')):
-        for name in ('v4:2x2x1', 'v5e:2x4', 'v6e:2x4'):
-            (where,) = topology.parse(name)
-            found = plan.plan(config, where, topology.devices(where))
-            memory = (found[x]['memory']['total'] for x in ('train_step', 'sample_step'))
-            gib = (f'{x / topology.GIB:.2f}' for x in memory)
-            yield (label, name, *gib, f'{found["train_images_per_second"]:,.0f}')
+    for label, topologies in PAPERS.items():
+        for name in topologies:
+            yield there.get((label, name)) or planned(label, name)
+
+
+def planned(label: str, name: str) -> tuple:
+    """The row of one config and topology."""
+    path = ROOT / f'configs/{label}.py'
+    spec = importlib.util.spec_from_file_location(label, path)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    config = module.get_config()
+    (where,) = topology.parse(name)
+    program = Program(config, latent.method(config), topology.devices(where))
+    train = plan.part(program, where, 'train_step')
+    sample = plan.part(program, where, 'sample_step') if program.method.sample_step else None
+    rate = plan.rates(config, {'train_step': train}, 1, where.chips)
+    images = f'{rate["train_images_per_second"]:,.0f}' if rate else '-'
+    return (label, name, gib(train), gib(sample) if sample else 'draws nothing', images)
+
+
+def gib(part: dict) -> str:
+    """Memory in all of a part of plan.json, or with what it would fit."""
+    if 'memory' in part:
+        return f'{part["memory"]["total"] / topology.GIB:.2f}'
+    ways = [', '.join(f'{k}={v}' for k, v in changes.items()) for changes in part['fitting']]
+    needed = f'{part["needed"] / topology.GIB:.1f} of {part["available"] / topology.GIB:.1f}'
+    return f'{needed}: {" or ".join(ways) or "nothing"} fits'
+
+
+def written(name: str) -> list[tuple]:
+    """The rows of a table that the page has, without its heads."""
+    table = re.search(rf'<!-- {name} -->\n(.*?)<!-- /{name} -->', Path(FLAGS.out).read_text(), re.S)
+    lines = table[1].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip('|').split('|')) for line in lines]
 
 
 def sent(step: dict) -> int:
