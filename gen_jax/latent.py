@@ -1,9 +1,9 @@
 """`config.latent`: a trained first stage, whose latents a diffusion model learns and draws.
 
 Latent diffusion (Rombach et al. 2022). The first stage is any run whose method encodes images to
-square maps and decodes these: autoencoders.first_stage, vq_vae, vq_vae2. It stays as it is. Its
-networks are part of the model's state, so that a checkpoint draws images by itself; its config is
-read from its folder each time.
+square maps and decodes these: autoencoders.first_stage, vq_vae, vq_vae2. It stays as it is. What
+encodes and decodes is part of the model's state, so that a checkpoint draws images by itself; what
+else its training needed is not. Its config is read from its folder each time.
 """
 
 from pathlib import Path
@@ -46,8 +46,11 @@ def method(config: ml_collections.ConfigDict, guided: bool = False) -> Method:
 
 
 def _stage(config) -> ml_collections.ConfigDict:
-    """The first stage's config."""
-    return guide.parsed(Path(stage_of(config)), f'config.latent.workdir={stage_of(config)!r}')
+    """The first stage's config, without what only its training needs."""
+    stage = guide.parsed(Path(stage_of(config)), f'config.latent.workdir={stage_of(config)!r}')
+    if 'first_stage' in stage:
+        stage.first_stage.update({'perceptual': '', 'judge_weight': 0.0})
+    return stage
 
 
 def _of_latents(config) -> ml_collections.ConfigDict:

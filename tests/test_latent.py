@@ -17,6 +17,7 @@ from gen_jax.config import create, default
 from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
 from gen_jax.method import Net
+from gen_jax.metrics import lpips
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import Checkpoints
 from gen_jax.runtime.program import Program
@@ -78,15 +79,24 @@ def model(place, method='diffusion.gaussian', **changes):
 def stage(tmp_path_factory):
     """The folder of a first stage with random parameters, as training leaves it."""
     folder = tmp_path_factory.mktemp('stage')
-    config = first()
+    leave_trained(first(), folder)
+    return folder
+
+
+def leave_trained(config, folder):
+    """Leaves a run with random parameters in a folder; returns its state."""
     program, random = Program(config, create(config)), np.random.default_rng(0)
     workdir.claim(config, folder)
     state = jax.tree.map(
         lambda x: np.asarray(0.3 * random.standard_normal(x.shape), x.dtype), program.state_shape
     )
-    with contextlib.closing(Checkpoints(folder / 'checkpoints', keep=1)) as checkpoints:
-        checkpoints.save(7, state, {})
-    return folder
+    leave(state, 7, folder)
+    return state
+
+
+def leave(state, step, folder):
+    with contextlib.closing(Checkpoints(folder / 'checkpoints', keep=3)) as checkpoints:
+        checkpoints.save(step, state, {})
 
 
 def restored(program, folder):
@@ -135,6 +145,25 @@ def test_frozen_nets_are_the_averaged_ones():
     equal(kept['plain'].params, {'w': jnp.ones(2)})
     equal(kept['net'].variables(ema=True), net.variables(ema=True))
     equal(kept['other'], jnp.ones(3))
+
+
+def test_what_judged_the_stage_is_left_behind(tmp_path, monkeypatch):
+    judged = {'first_stage.judge_weight': 0.5, 'judge.width': 4, 'judge.layers': 1}
+    judged |= {'first_stage.perceptual': 'vgg', 'ema_decay': 0.9}
+    monkeypatch.setattr(lpips, 'load', lambda *_: {'params': np.ones(3, np.float32)})
+    trained = leave_trained(first(**judged), tmp_path / 'first')
+    # Its weights are not looked for again.
+    monkeypatch.setattr(lpips, 'load', None)
+    config = model(tmp_path / 'first', steps=1)
+    train.run(config, tmp_path / 'run')
+    program = Program(config, latent.method(config))
+    assert (program.state_shape.stage.judge, program.state_shape.stage.perceptual) == (None, None)
+    state = restored(program, tmp_path / 'run')
+    equal(state.stage.net.params, trained.net.ema)
+    assert (state.stage.net.ema, state.stage.net.opt_state) == (None, ())
+    # Checkpoints that have these, as earlier ones do, are read all the same.
+    leave(state.replace(stage=frozen(trained)), 9, tmp_path / 'run')
+    equal(restored(program, tmp_path / 'run'), state)
 
 
 def test_samples_are_decoded_latents(stage, tmp_path):

@@ -38,13 +38,13 @@ class Checkpoints:
             read_only=keep is None,
             cleanup_tmp_directories=keep is not None,
         )
-        handlers = {'state': ocp.StandardCheckpointHandler(), 'data': ocp.JsonCheckpointHandler()}
+        handlers = {'state': ocp.PyTreeCheckpointHandler(), 'data': ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state, data: dict) -> None:
         """Starts to write; returns as soon as the state may be overwritten."""
         if step not in self._manager.all_steps():
-            args = Args.Composite(state=Args.StandardSave(state), data=Args.JsonSave(data))
+            args = Args.Composite(state=Args.PyTreeSave(state), data=Args.JsonSave(data))
             with self._told_if_full():
                 self._manager.wait_until_finished()  # for the free space to be what is left
                 self._check_room(state)
@@ -55,7 +55,7 @@ class Checkpoints:
 
         Args:
           state: a pytree of ShapeDtypeStructs with shardings, which may differ from those it was
-            saved with.
+            saved with. Where it has None nothing is read, whatever the checkpoint has there.
           step: take this one and no other.
 
         Returns:
@@ -74,8 +74,7 @@ class Checkpoints:
             try:
                 saved = self._manager.item_metadata(candidate)['state'].tree
                 self._check_same(saved, state, candidate)
-                args = Args.Composite(state=Args.StandardRestore(state), data=Args.JsonRestore())
-                found = self._manager.restore(candidate, args=args)
+                found = self._manager.restore(candidate, args=_asked(state))
             except (UserError, MemoryError, PermissionError):
                 raise
             # Orbax raises whatever the broken part led to: ValueError, KeyError, OSError, ...
@@ -139,10 +138,12 @@ class Checkpoints:
 
     def _check_same(self, saved, state, step: int) -> None:
         have, want = _leaves(saved), _leaves(state)
+        unread = tuple(f'{name}/' for name, told in want.items() if not told)
         different = [
-            f'{name}: checkpoint {have.get(name, "has none")}, config {want.get(name, "has none")}'
+            f'{name}: checkpoint {have.get(name) or "has none"}, '
+            f'config {want.get(name) or "has none"}'
             for name in dict.fromkeys([*want, *have])
-            if have.get(name) != want.get(name)
+            if have.get(name, '') != want.get(name, '') and not f'{name}/'.startswith(unread)
         ]
         if different:
             more = f' (and {len(different) - 3} more)' if len(different) > 3 else ''
@@ -152,11 +153,19 @@ class Checkpoints:
             )
 
 
+def _asked(state) -> Args.Composite:
+    shardings = ocp.checkpoint_utils.construct_restore_args(state)
+    return Args.Composite(
+        state=Args.PyTreeRestore(state, shardings, partial_restore=True), data=Args.JsonRestore()
+    )
+
+
 def _leaves(tree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    """{path: dtype and shape}, which of None are ''."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)[0]
     return {
         '/'.join(str(getattr(k, 'name', getattr(k, 'key', getattr(k, 'idx', k)))) for k in path): (
-            f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+            '' if leaf is None else f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
         )
         for path, leaf in leaves
     }

@@ -105,6 +105,20 @@ def test_another_config_is_told_by_the_leaves_that_differ(saved):
     extra = {**state(), 'more': jnp.zeros(2)}
     with pytest.raises(UserError, match=r'more: checkpoint has none, config float32\[2\]'):
         restore(saved, shape(extra))
+    less = {'net': {'w': state()['net']['w']}, 'ema': None}
+    with pytest.raises(UserError, match=r'net/b: checkpoint float32\[4\], config has none'):
+        restore(saved, shape(less))
+
+
+@pytest.mark.slow
+def test_what_a_state_has_none_for_is_not_read(saved):
+    whole = state(4.0)
+    b_alone = {'net': {'w': None, 'b': whole['net']['b']}, 'ema': None}
+    for less in ({'net': None, 'ema': None}, b_alone):
+        _, back, data = restore(saved, shape(less))
+        assert jax.tree.structure(back) == jax.tree.structure(less)
+        jax.tree.map(np.testing.assert_array_equal, back, less)
+        assert data == {'next': 40}
 
 
 @pytest.mark.slow
