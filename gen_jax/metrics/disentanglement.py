@@ -30,7 +30,7 @@ from gen_jax.errors import UserError
 Represent = Callable[[np.ndarray], np.ndarray]
 PREDICTORS = ('boosted', 'forest')
 GROUPS = 100  # of images that are represented at once
-PLACES = 64  # at which densities are weighed at once
+PLACES, POSTERIORS = 64, 4096  # at which densities are weighed, and the parts of these, at once
 
 
 def drawn(rng: np.random.Generator, sizes: Sequence[int], *shape: int) -> np.ndarray:
@@ -85,7 +85,8 @@ def posterior_mig(
     """The mutual information gap of samples z ~ q(z|x), as Chen et al. 2018 have it.
 
     I(z_j; v) = E[log q(z_j | v) - log q(z_j)], densities being means of the posteriors' (equation 5
-    and appendix B; the authors draw other z for each of both terms). Time is samples * n * d.
+    and appendix B; the authors draw other z for each of both terms). Time is samples * n * d, and
+    memory does not grow with either.
 
     Args:
       mu, log_var: of the posteriors of all images, [n, d].
@@ -101,12 +102,34 @@ def posterior_mig(
     for start in range(0, len(asked), PLACES):
         own = asked[start : start + PLACES]
         z = mu[own] + deviation[own] * rng.standard_normal((len(own), mu.shape[1]))
-        log_q = -0.5 * ((z[:, None] - mu) / deviation) ** 2 - np.log(deviation)  # [places, n, d]
-        q = np.exp(log_q - log_q.max(1, keepdims=True))
-        alike = (factors[own, None] == factors).astype(np.float64)  # [places, n, k]
-        given = np.einsum('pnd,pnk->pdk', q, alike) / alike.sum(1)[:, None]
-        info = info + (np.log(given) - np.log(q.mean(1))[..., None]).sum(0)
+        total, given, alike = _densities(z, mu, deviation, factors[own], factors)
+        info = info + np.log(given / alike[:, None] / (total / len(mu))[..., None]).sum(0)
     return _gap(np.maximum(info / len(asked), 0), factors)
+
+
+def _densities(z, mu, deviation, own, factors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of the posteriors' densities at places z [p, d], each number's in a unit of its own.
+
+    Args:
+      z, own: the places, and the factors [p, k] of what they were drawn for.
+      mu, deviation, factors: of all images, [n, d] and [n, k].
+
+    Returns:
+      Of all [p, d]; of those whose factor is `own` [p, d, k]; and how many these are [p, k].
+    """
+    most = np.full(z.shape, -np.inf)  # logarithm of the unit: of the largest density so far
+    total, given, alike = np.zeros(z.shape), np.zeros((*z.shape, own.shape[1])), 0
+    for start in range(0, len(mu), POSTERIORS):
+        some = slice(start, start + POSTERIORS)
+        log_q = -0.5 * ((z[:, None] - mu[some]) / deviation[some]) ** 2 - np.log(deviation[some])
+        before, most = most, np.maximum(most, log_q.max(1))
+        q = np.exp(log_q - most[:, None])  # [p, some, d]
+        same = (own[:, None] == factors[some]).astype(np.float64)  # [p, some, k]
+        shrunk = np.exp(before - most)
+        total = total * shrunk + q.sum(1)
+        given = given * shrunk[..., None] + np.einsum('pnd,pnk->pdk', q, same)
+        alike = alike + same.sum(1)
+    return total, given, alike
 
 
 def _gap(info, factors: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Disentanglement: codes whose scores are known in closed form, and scikit-learn."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -104,6 +105,33 @@ def test_posteriors_that_overlap_by_quadrature():
     assert found == pytest.approx((told + 1) / 2, abs=4 * 0.7 / math.sqrt(1000) / 2 / math.log(2))
     # The bits that a posterior blurs are not lost to its mean.
     assert mig(mu, factors) == pytest.approx(1)
+
+
+def test_posteriors_are_weighed_in_parts_of_any_size(monkeypatch):
+    mu, log_var = rng().standard_normal((2, 60, 4)) * np.array([[[3.0]], [[2.0]]])
+
+    def found(places, posteriors):
+        monkeypatch.setattr(disentanglement, 'PLACES', places)
+        monkeypatch.setattr(disentanglement, 'POSTERIORS', posteriors)
+        # Unlike parts: densities of the first are far above those of the last.
+        return posterior_mig(mu, np.sort(8 * log_var, 0), EVERY, rng())
+
+    whole = found(60, 60)
+    assert 0.01 < whole < 1
+    for parts in ((1, 60), (60, 1), (7, 11), (64, 4096)):
+        assert found(*parts) == pytest.approx(whole, rel=1e-12)
+
+
+def test_memory_does_not_grow_with_the_images():
+    n = 200_000
+    factors = drawn(rng(), SIZES, n)
+    mu = factors + rng().standard_normal((n, 3))
+    tracemalloc.start()
+    posterior_mig(mu, np.zeros((n, 3)), factors, rng(), samples=64)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Of all at once one table of densities would be 307 MB.
+    assert most < 1e8
 
 
 # --- scores of groups ----------------------------------------------------------------------------
