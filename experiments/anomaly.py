@@ -37,6 +37,7 @@ from gen_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 BATCH, PART = 128, 250  # images of a training step, and those that are scored at a time
+FIELDS = {'source': 'source', 'image_size': 'size', 'channels': 'channels'}  # of data: flags
 SCORES = 'pca', 'reconstruction', 'elbo', 'iw_bound'
 FASHION = (
     *('T-shirt', 'trouser', 'pullover', 'dress', 'coat'),
@@ -57,6 +58,7 @@ def define_flags() -> None:
     """Those of this study alone."""
     flags.DEFINE_string('source', 'tfds:fashion_mnist', 'Of images with labels, as data.source.')
     flags.DEFINE_integer('size', 28, 'Their height and width.', lower_bound=4)
+    flags.DEFINE_integer('channels', 1, '1: grey; 3: colour.', lower_bound=1)
     flags.DEFINE_integer('steps', 1000, 'Training steps of each VAE.', lower_bound=1)
     flags.DEFINE_integer('samples', 20, 'Of z, in the importance-weighted bound.', lower_bound=1)
     flags.DEFINE_string('out', str(studies.ROOT / 'runs/anomaly'), 'The folder of results.')
@@ -64,15 +66,13 @@ def define_flags() -> None:
 
 def main() -> None:
     """Trains, ranks, prints, writes."""
-    config = configured(FLAGS.source, FLAGS.size, FLAGS.steps, FLAGS.samples)
-    train, test = (read(config, split) for split in ('train', 'test'))
+    asked = {name: FLAGS[name].value for name in ('source', 'size', 'channels', 'steps', 'samples')}
+    detector, train, test = opened(**asked)
     classes = [str(label) for label in np.unique(train[1])]
     names = studies.chosen([*classes, 'all'], FLAGS.rows)
     page = studies.figure(1) if FLAGS.plot else None
     out = studies.folder(FLAGS.out)
-    asked = {name: FLAGS[name].value for name in ('source', 'size', 'steps', 'samples')}
     rows = Rows(out / 'anomaly.json', asked)
-    detector = Detector(config)
     for name in names:
         rows(name, lambda name=name: measured(detector, name, train, test))
     done = {name: rows.found[name] for name in [*classes, 'all'] if name in rows.found}
@@ -83,7 +83,33 @@ def main() -> None:
         plotted(done, *page).savefig(out / 'anomaly.png', dpi=75)
 
 
-def configured(source: str, size: int, steps: int, samples: int):
+def opened(**asked) -> tuple:
+    """A Detector, and both splits as `read` has them.
+
+    Args:
+      **asked: what `configured` takes.
+
+    Raises:
+      UserError: there are no such images, or not of two classes; it names flags.
+    """
+    try:
+        config = configured(**asked)
+        detector, splits = Detector(config), [read(config, split) for split in ('train', 'test')]
+    except UserError as error:
+        said = str(error)
+        for field, flag in FIELDS.items():
+            said = said.replace(f'config.data.{field}', f'--{flag}')
+        raise UserError(said) from None
+    seen, there = ({*labels.tolist()} for _, labels in splits)
+    if len(there) < 2 or not seen <= there:
+        raise UserError(
+            f'--source={config.data.source} has images of classes {sorted(seen)} to train on and '
+            f'{sorted(there)} to test: expected two or more to test, and all that are trained on'
+        )
+    return detector, *splits
+
+
+def configured(source: str, size: int, channels: int, steps: int, samples: int):
     """The config of every VAE: networks of configs/vae_fashion_mnist.py."""
     config = default('autoencoders.vae')
     config.update_from_flattened_dict(
@@ -92,6 +118,7 @@ def configured(source: str, size: int, steps: int, samples: int):
             'steps': steps,
             'data.source': source,
             'data.image_size': size,
+            'data.channels': channels,
             'pixels.likelihood': 'logistic',
             'vae.weighed': samples,
             'optimizer.decay_steps': steps,

@@ -3,7 +3,8 @@
 import anomaly
 import numpy as np
 import pytest
-from anomaly import SCORES, Detector, auroc, configured, measured, report, unusual
+from anomaly import SCORES, Detector, auroc, configured, measured, opened, report, unusual
+from PIL import Image
 
 from gen_jax.errors import UserError
 
@@ -11,7 +12,7 @@ from gen_jax.errors import UserError
 @pytest.fixture(scope='module')
 def digits():
     """A config of a small VAE, and both splits."""
-    config = configured('digits', 8, 60, 2)
+    config = configured('digits', 8, 1, 60, 2)
     config.model.update({'channels': 4, 'hidden': 16, 'latent_dim': 4})
     return config, *(anomaly.read(config, split) for split in ('train', 'test'))
 
@@ -81,12 +82,44 @@ def test_the_table_has_means_and_the_papers_beside_all_of_fashion_mnist():
     assert '| digits | 1.50 | 25.0 | 25.0 | 25.0 | 25.0 |' in report(rows, 'digits')
 
 
-def test_images_without_labels_are_refused(tmp_path):
-    from PIL import Image
+def folder(place, classes):
+    """A source of one grey image for each class of each split; '': of none."""
+    rng = np.random.default_rng(0)
+    for split, names in classes.items():
+        for name in names:
+            (place / split / name).mkdir(parents=True)
+            image = Image.fromarray(rng.integers(256, size=(8, 8)).astype(np.uint8))
+            image.save(place / split / name / '0.png')
+    return f'folder:{place}'
 
-    for split in ('train', 'test'):
-        (tmp_path / split).mkdir()
-        Image.new('L', (8, 8)).save(tmp_path / split / '0.png')
-    config = configured(f'folder:{tmp_path}', 8, 1, 1)
-    with pytest.raises(UserError):
-        anomaly.read(config, 'train')
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'source': {'train': [''], 'test': ['']}}, 'expected images with labels'),
+        ({'source': {'train': ['a', 'b'], 'test': ['b']}}, r'\[0, 1\] to train on and \[1\] to'),
+        ({'source': {'train': ['a'], 'test': ['a']}}, 'expected two or more to test'),
+        ({'source': 'shapes', 'size': 16}, r'but --channels=1: set --channels=3'),
+        ({'channels': 3}, r'set --channels=1'),
+        ({'channels': 2}, r'--channels'),
+        ({'size': 5}, r'--size=5: expected a multiple of 4'),
+        ({'source': 'digit'}, "unknown --source='digit', did you mean 'digits'"),
+    ],
+    ids=str,
+)
+def test_images_that_cannot_be_ranked_are_told_by_their_flags(tmp_path, changes, says):
+    asked = {'source': 'digits', 'size': 8, 'channels': 1, 'steps': 1, 'samples': 1, **changes}
+    if isinstance(asked['source'], dict):
+        asked['source'] = folder(tmp_path, asked['source'])
+    with pytest.raises(UserError, match=says) as error:
+        opened(**asked)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.slow
+def test_images_may_have_colours(tmp_path):
+    source = folder(tmp_path, {split: ['a', 'b'] for split in ('train', 'test')})
+    detector, train, test = opened(source=source, size=8, channels=3, steps=1, samples=1)
+    assert test[0].shape == (2, 8, 8, 3)
+    row = measured(detector, 'all', train, test)
+    assert set(row['noise']) == {*SCORES, 'bits'}
