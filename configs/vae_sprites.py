@@ -13,8 +13,8 @@ experiments/disentanglement.py has smaller ones.
 Variants:
   beta_tc: beta-TCVAE, beta 6.
   factor: FactorVAE, gamma 35; 64 images for the model, as many for its judge.
-  capacity: gamma 1000, C to 25 nats in 100,000 steps (Burgess et al. 2018). The KL divergence of
-    each image is held at C, as in pythae; disentanglement_lib holds the batch's mean there.
+  capacity: gamma 1000, C to 25 nats in 100,000 steps (Burgess et al. 2018). A batch's mean KL
+    divergence is held at C, as in disentanglement_lib; pythae holds that of each image there.
   tiny: 384 images of 16x16; each mode takes seconds.
 """
 

@@ -7,7 +7,8 @@
 
 * 'elbo': -log p(x|z) + beta KL. beta 1 is the VAE, more beta-VAE (Higgins et al. 2017), and
   `vae.warmup` lets it grow from 0 (Sønderby et al. 2016).
-* 'capacity': -log p(x|z) + gamma |KL - C|, C growing from 0 (Burgess et al. 2018, equation 8).
+* 'capacity': -log p(x|z) + gamma |KL - C|, C growing from 0 (Burgess et al. 2018, equation 8); KL
+  is a batch's mean (with `accumulate` that of each part), as in disentanglement_lib.
 * 'beta_tc': beta weighs the total correlation in the KL (Chen et al. 2018, equation 4).
 * 'factor': FactorVAE (Kim and Mnih 2018, algorithm 2): gamma weighs a total correlation that a
   second net finds; half of a batch is what the VAE is trained on, the other what is shuffled.
@@ -254,7 +255,7 @@ def objective(config, terms: dict, z: jax.Array, posterior: tuple, step: jax.Arr
     options, kl = config.vae, terms['kl']
     if config.objective == 'capacity':
         capacity = options.capacity * jnp.minimum(1.0, step / options.capacity_steps)
-        return options.gamma * jnp.abs(kl - capacity) - terms['log_likelihood']
+        return options.gamma * jnp.abs(kl.mean() - capacity) - terms['log_likelihood']
     if config.objective == 'beta_tc':
         place = options.data_size, options.estimator
         information, correlation, dimensions = decomposition(z, *posterior, *place)

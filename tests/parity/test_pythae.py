@@ -145,7 +145,8 @@ def test_losses(objective, name, changes, likelihood):
     told_noise(model, noise_of(key))
     found = model({'data': data}, dataset_size=1000, epoch=99)
     moved = state
-    if objective == 'capacity':  # C has grown after a step, of which nothing else is kept
+    # C is above all images' KLs: the mean of their distances, as theirs, is that of their mean.
+    if objective == 'capacity':  # it has grown after a step, of which nothing else is kept
         moved, _ = method.train_step(key, state, batch)
         moved = moved.replace(net=moved.net.replace(params=state.net.params))
     _, metrics = method.train_step(key, moved, batch)
