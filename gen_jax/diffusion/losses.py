@@ -1,5 +1,6 @@
 """At which noise to train, how much each noise counts, and which noise goes with which image."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -39,21 +40,24 @@ def weighting(
       sigma_data: of 'edm', the data's standard deviation.
     """
 
-    def of_x_0(t, alpha, sigma):
-        snr = (alpha / sigma) ** 2
+    def of_x_0(alpha, sigma):
+        """The root of how much x_0's squared error counts; of 'likelihood' without g(t)."""
+        ratio = alpha / sigma
         return {
-            'eps': lambda: snr,
-            'x_0': lambda: jnp.ones_like(t),
-            'edm': lambda: snr + 1 / sigma_data**2,
-            'min_snr': lambda: jnp.minimum(snr, gamma),
-            'likelihood': lambda: process.diffusion2(t) * snr / sigma**2,
+            'eps': lambda: ratio,
+            'x_0': lambda: jnp.ones_like(ratio),
+            'edm': lambda: jnp.hypot(ratio, 1 / sigma_data),
+            'min_snr': lambda: jnp.minimum(ratio, math.sqrt(gamma)),
+            'likelihood': lambda: ratio / sigma,
         }[name]()
 
     def weight(t):
         if name == 'simple':
             return jnp.ones_like(t)
         alpha, sigma = process.alpha(t), process.sigma(t)
-        return of_x_0(t, alpha, sigma) * prediction.error(alpha, sigma) ** 2
+        # Squared last: below alpha = 1e-19 float32 has neither its square nor that of 1 / alpha.
+        squared = (of_x_0(alpha, sigma) * prediction.error(alpha, sigma)) ** 2
+        return process.diffusion2(t) * squared if name == 'likelihood' else squared
 
     return weight
 

@@ -76,7 +76,8 @@ def edm(sigma_data: float) -> Prediction:
         return sigma_data**2 / (noise_to_signal**2 + sigma_data**2)
 
     def out(noise_to_signal):
-        return noise_to_signal * sigma_data / jnp.sqrt(noise_to_signal**2 + sigma_data**2)
+        # Not by squares, which float32 has up to noise_to_signal = 1e19 only.
+        return sigma_data * (noise_to_signal / jnp.hypot(noise_to_signal, sigma_data))
 
     def x_0(f, x_t, alpha, sigma):
         return skip(sigma / alpha) * x_t / alpha + out(sigma / alpha) * f

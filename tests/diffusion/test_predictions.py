@@ -7,6 +7,7 @@ import pytest
 
 from gen_jax.diffusion import losses, processes
 from gen_jax.diffusion.predictions import PREDICTIONS, edm, noise
+from gen_jax.diffusion.schedules import DiscreteProcess, linear_betas
 
 ALL = PREDICTIONS | {'edm': edm(0.5)}
 LEVELS = [(1.0, 0.01), (1.0, 40.0), (0.8, 0.6), (0.05, 0.99), (0.3, 0.7)]
@@ -86,6 +87,25 @@ def test_min_snr_is_the_papers_for_each_target():
     for name, below in (('eps', snr), ('v', snr + 1)):
         weight = losses.weighting('min_snr', process, PREDICTIONS[name])(t)
         np.testing.assert_allclose(weight, jnp.minimum(snr, 5) / below, rtol=1e-4)
+
+
+def test_weights_keep_their_digits_where_little_of_the_image_is_left():
+    """At alpha = 1e-22, whose square and that of its inverse float32 has not."""
+    process = DiscreteProcess.from_betas(linear_betas(10_000, 1e-4, 0.02))
+    t = jnp.arange(10_000)
+    assert process.alpha(t)[-1] < 1e-21
+    snr = process.alpha_bar / (1 - process.alpha_bar)
+    for prediction in ('eps', 'score'):
+        for name, want in (('eps', 1.0), ('min_snr', np.minimum(1, 5 / snr))):
+            weight = losses.weighting(name, process, PREDICTIONS[prediction])(t)
+            np.testing.assert_allclose(weight, want, rtol=1e-5)
+    x_0, eps = (x.astype(np.float32) for x in drawn())
+    alpha, sigma = process.alpha(t)[-1], process.sigma(t)[-1]
+    f = ALL['edm'].target(x_0, eps, alpha, sigma)
+    # Nothing of the image is told: what is left to say is all of it, of deviation 1.
+    np.testing.assert_allclose(f, 2 * x_0, rtol=1e-5)
+    weight = losses.weighting('edm', process, ALL['edm'])(t)
+    np.testing.assert_allclose(weight, 1, rtol=1e-5)
 
 
 def test_times_have_the_distribution_that_they_name():
