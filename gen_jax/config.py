@@ -6,6 +6,7 @@ A config names things and sets numbers; it never computes. Each file of `configs
 
 import difflib
 import importlib
+import math
 import re
 from collections.abc import Iterable
 from types import ModuleType
@@ -303,12 +304,12 @@ def _check_optimizer(optimizer) -> None:
     def check(field, ok, expected):
         require(ok(optimizer[field]), f'optimizer.{field}', optimizer[field], expected)
 
-    check('learning_rate', lambda x: x > 0, 'a positive number')
+    for field in ('learning_rate', 'eps'):
+        check(field, lambda x: 0 < x < math.inf, 'a positive number, and finite')
     for field in ('warmup', 'weight_decay', 'clip'):
-        check(field, lambda x: x >= 0, '0 or more')
+        check(field, lambda x: 0 <= x < math.inf, '0 or more, and finite')
     for field in ('b1', 'b2'):
         check(field, lambda x: 0 <= x < 1, 'at least 0 and below 1')
-    check('eps', lambda x: x > 0, 'a positive number')
     warmup = optimizer.warmup
     expected = f'0 (constant), or more than optimizer.warmup={warmup}'
     check('decay_steps', lambda x: x == 0 or x > warmup, expected)

@@ -6,6 +6,7 @@ encodes and decodes is part of the model's state, so that a checkpoint draws ima
 else its training needed is not. Its config is read from its folder each time.
 """
 
+import math
 from pathlib import Path
 
 import jax
@@ -67,7 +68,9 @@ def _of_latents(config) -> ml_collections.ConfigDict:
     require(not config.sampler.clip, 'sampler.clip', True, 'False: latents have no bounds')
     expected = "'' with config.latent.workdir: what guides knows images, not latents"
     require(not guided_by(config), 'guide.workdir', guided_by(config), expected)
-    require(config.latent.factor >= 0, 'latent.factor', config.latent.factor, '0 or more')
+    factor = config.latent.factor
+    expected = '0 (measured) or more, and finite'
+    require(0 <= factor < math.inf, 'latent.factor', factor, expected)
     first = create(stage)
     if first.encode is None or first.decode is None:
         raise UserError(

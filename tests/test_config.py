@@ -8,6 +8,8 @@ from gen_jax.config import create, default, nearest, validate, vary
 from gen_jax.errors import UserError
 from gen_jax.runtime import workdir
 
+INF, NAN = float('inf'), float('nan')
+RATES = 'learning_rate', 'eps', 'weight_decay', 'clip'
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 
 
@@ -95,6 +97,16 @@ def test_a_field_set_to_another_type_is_refused_where_it_happens():
         ('sample.format', 'gif'),
         ('sample.label', 0),  # no classes by default
         ('sample.label', -2),
+        *((f'optimizer.{name}', value) for name in RATES for value in (INF, NAN)),
+        ('optimizer.learning_rate', -1e-3),
+        ('optimizer.learning_rate', 0.0),
+        ('optimizer.warmup', -1),
+        ('optimizer.weight_decay', -0.1),
+        ('optimizer.clip', -1.0),
+        ('optimizer.b1', 1.0),
+        ('optimizer.b2', NAN),
+        ('optimizer.eps', 0.0),
+        ('optimizer.decay_steps', -1),
     ],
 )
 def test_bad_values_are_named_in_one_line(field, value):

@@ -58,6 +58,7 @@ MODEL = {
     'eval.n': 4,
 }
 NOISE = {'diffusion.timesteps': 10, 'diffusion.beta_max': 0.5, 'diffusion.prediction': 'x_0'}
+INF, NAN = float('inf'), float('nan')
 FINGERPRINT = re.compile(r'state fingerprint (\w+)')
 
 
@@ -272,7 +273,7 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
         (model(stage, **{'data.channels': 1}), 'channels=3: expected 1'),
         (model(stage, **{'data.fit': 'pad'}), "fit='resize': expected 'pad'"),
         (model(stage, **{'sampler.clip': True}), 'sampler.clip'),
-        (model(stage, **{'latent.factor': -1.0}), 'latent.factor'),
+        *((model(stage, **{'latent.factor': x}), f'latent.factor={x}') for x in (-1.0, INF, NAN)),
         (model(stage, **{'guide.workdir': str(stage)}), 'guide.workdir'),
         (model(tmp_path / 'vae'), 'expected a square map'),
         (model(tmp_path / 'gan'), 'does not encode and decode'),
