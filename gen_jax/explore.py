@@ -394,7 +394,8 @@ def check(config, method) -> None:
     if latents is None:
         raise UserError(
             f'config.method={config.method!r} has no latents: --mode=explore is for what draws in '
-            'one go, gans.adversarial (configs/*gan*.py) and autoencoders.vae (configs/vae*.py)'
+            'one go, gans.adversarial (configs/*gan*.py), autoencoders.vae and '
+            'autoencoders.vae_gan (configs/vae*.py)'
         )
     task = options.task
     require(task in TASKS, 'explore.task', task, f'a known task{nearest(task, TASKS)}')

@@ -221,7 +221,7 @@ def test_mistakes_are_told(run, changes, message):
 @pytest.mark.parametrize(
     ('method', 'task', 'message'),
     [
-        (('diffusion.gaussian', {}), 'interpolate', 'has no latents'),
+        (('diffusion.gaussian', {}), 'interpolate', 'autoencoders.vae and autoencoders.vae_gan'),
         (('gans.adversarial', {'network': 'dcgan'}), 'mixing', 'has no styles'),
         (('gans.adversarial', {'network': 'progressive'}), 'truncation', 'cannot be truncated'),
     ],

@@ -192,7 +192,9 @@ def create(config, guide: Method | None = None) -> Method:
 
     `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take, and
     the knobs of `defaults`. `denoise`'s times are the process's own, float32 [n]. `evaluate_step`
-    gives `loss`, at a drawn time.
+    gives `loss`, at a drawn time; where `likelihood.divergence` names one also
+    `ode_bits_per_dim`, or with `likelihood.dequantisation` 'none' `ode_density_bits_per_dim`, of
+    the probability-flow ODE, and `ode_network_calls`, how many these took.
 
     Args:
       config: as `defaults` has it.
