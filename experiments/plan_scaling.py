@@ -10,16 +10,21 @@ Needs libtpu (the extra `tpu`) and no TPU; hours of two CPU cores. `--studies` c
   configs   every config of a paper compiles for v4, v5e and v6e; rows that the page has are kept
 """
 
-import importlib.util
+import json
 import re
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gen_jax import latent, plan
+from gen_jax import plan
 from gen_jax.config import create
+from gen_jax.errors import UserError
 from gen_jax.runtime import topology
 from gen_jax.runtime.program import Program
 
@@ -129,18 +134,31 @@ def configs() -> Iterator[tuple]:
 
 
 def planned(label: str, name: str) -> tuple:
-    """The row of one config and topology."""
-    path = ROOT / f'configs/{label}.py'
-    spec = importlib.util.spec_from_file_location(label, path)
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    config = module.get_config()
-    (where,) = topology.parse(name)
-    program = Program(config, latent.method(config), topology.devices(where))
-    train = plan.part(program, where, 'train_step')
-    sample = plan.part(program, where, 'sample_step') if program.method.sample_step else None
-    rate = plan.rates(config, {'train_step': train}, 1, where.chips)
-    images = f'{rate["train_images_per_second"]:,.0f}' if rate else '-'
-    return (label, name, gib(train), gib(sample) if sample else 'draws nothing', images)
+    """The row of one config and topology: what --mode=plan leaves, run in a process of its own.
+
+    libtpu may end that process, as it does of some convolutions.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asked = '--mode=plan', f'--topology={name}', f'--workdir={folder}'
+        command = [sys.executable, str(ROOT / 'main.py'), f'--config=configs/{label}.py', *asked]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode < 0:
+            return (
+                label,
+                name,
+                f'libtpu ends in {signal.Signals(-done.returncode).name}',
+                '-',
+                '-',
+            )
+        if done.returncode:
+            raise UserError(f'{label} on {name}: {done.stderr}')
+        (found,) = json.loads(Path(folder, 'plan.json').read_text())
+    sample = found.get('sample_step')
+    images = found.get('train_images_per_second')
+    return (
+        *(label, name, gib(found['train_step']), gib(sample) if sample else 'draws nothing'),
+        f'{images:,.0f}' if images else '-',
+    )
 
 
 def gib(part: dict) -> str:
