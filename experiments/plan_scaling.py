@@ -143,13 +143,8 @@ def planned(label: str, name: str) -> tuple:
         command = [sys.executable, str(ROOT / 'main.py'), f'--config=configs/{label}.py', *asked]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode < 0:
-            return (
-                label,
-                name,
-                f'libtpu ends in {signal.Signals(-done.returncode).name}',
-                '-',
-                '-',
-            )
+            end = f'libtpu ends in {signal.Signals(-done.returncode).name}'
+            return (label, name, end, '-', '-')
         if done.returncode:
             raise UserError(f'{label} on {name}: {done.stderr}')
         (found,) = json.loads(Path(folder, 'plan.json').read_text())
