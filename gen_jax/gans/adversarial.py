@@ -14,7 +14,8 @@ What the papers leave open:
   those of the averaged generator: each step runs it once more, on the step's own noise. Averaging
   the trained generator's statistics instead would describe weights that nobody samples from. With
   `sample.standing` BigGAN's standing statistics take their place.
-* A network's spectral vectors and its mean of w are kept by its own steps only.
+* A network's spectral vectors and its mean of w are kept by its own steps only. Whatever uses the
+  averaged generator takes one step of power iteration from them, and keeps none.
 """
 
 from collections.abc import Callable

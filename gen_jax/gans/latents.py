@@ -14,7 +14,8 @@ from jax.scipy.special import erf, erfinv
 from gen_jax.gans import networks
 from gen_jax.gans.game import Game
 from gen_jax.gans.growing import enlarged, growth_of
-from gen_jax.method import Latents, knob, labels, play
+from gen_jax.gans.layers import improved
+from gen_jax.method import Latents, Net, knob, labels, play
 
 
 def latents(config, game: Game) -> Latents:
@@ -51,7 +52,7 @@ def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Arr
       label: int32 [n], or None.
       keys: [n], of noise inside of the generator; None: noise that never changes.
     """
-    variables, image_size = state.generator.variables(ema=True), config.data.image_size
+    variables, image_size = at_rest(state.generator), config.data.image_size
     growth = growth_of(game.rules, image_size)
 
     def at(size, alpha):
@@ -65,6 +66,19 @@ def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Arr
     number, alpha = growth.at(state.step)
     sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in growth.sizes]
     return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
+
+
+def at_rest(net: Net) -> dict:
+    """Variables of the generator that samples, as it is applied to draw them.
+
+    Spectral vectors are kept of the trained weights. A step of power iteration takes them to the
+    averaged ones, as it does where batch statistics of these are taken, and in BigGAN's code (its
+    `W_`) whenever samples are drawn.
+    """
+    variables = net.variables(ema=True)
+    if 'spectral' not in variables:
+        return variables
+    return variables | {'spectral': improved(variables['spectral'], variables['params'])}
 
 
 def standing(config, game: Game, found: Latents) -> Callable:

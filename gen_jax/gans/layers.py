@@ -15,6 +15,7 @@ from gen_jax.nn.conv import conv
 # As torch: vectors are divided by their length, but by no less.
 SHORTEST = 1e-12
 EXACT = lax.Precision.HIGHEST
+WEIGHTS = 'kernel', 'embedding'  # the names of what is divided
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -36,14 +37,31 @@ def power_iteration(W: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     return unit(jnp.dot(v, W, precision=EXACT)), v
 
 
+def as_matrix(name: str, weight: jax.Array) -> jax.Array:
+    """A layer's weight of that name as [inputs, outputs]; an embedding's outputs are its rows."""
+    return weight.T if name == 'embedding' else weight.reshape(-1, weight.shape[-1])
+
+
+def improved(vectors: dict, params: dict) -> dict:
+    """The collection 'spectral' after one step of power iteration on the weights of `params`.
+
+    Args:
+      vectors: the collection before.
+      params: of the same module, whose weights need not be those that the vectors are of.
+    """
+    if 'u' in vectors:
+        (W,) = [as_matrix(name, x) for name, x in params.items() if name in WEIGHTS]
+        return dict(zip('uv', power_iteration(W, vectors['u']), strict=True))
+    return {name: improved(part, params[name]) for name, part in vectors.items()}
+
+
 class Spectral(nn.Module):
     """A layer whose weight may be divided by its largest singular value, sigma.
 
     Spectral normalisation (Miyato et al. 2018, "Spectral Normalization for Generative Adversarial
     Networks", algorithm 1): sigma = v^T W u, where W is the weight as a matrix, with a column for
-    each output (an embedding's outputs are its rows), and u and v are kept in the collection
-    'spectral'. Step by step it is what `torch.nn.utils.spectral_norm` does. Gradients flow through
-    W in sigma, and not through u and v.
+    each output, and u and v are kept in the collection 'spectral'. Step by step it is what
+    `torch.nn.utils.spectral_norm` does. Gradients flow through W in sigma, and not through u and v.
 
     Attributes:
       spectral: whether to divide.
@@ -58,10 +76,9 @@ class Spectral(nn.Module):
     def param(self, name, *args, **kwargs):
         """As of flax's modules, but that the weight may be normalised."""
         weight = super().param(name, *args, **kwargs)
-        if not self.spectral or name not in ('kernel', 'embedding'):
+        if not self.spectral or name not in WEIGHTS:
             return weight
-        W = weight.T if name == 'embedding' else weight.reshape(-1, weight.shape[-1])
-        return weight / self._sigma(W)
+        return weight / self._sigma(as_matrix(name, weight))
 
     @nn.nowrap
     def _sigma(self, W):

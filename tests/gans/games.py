@@ -39,6 +39,16 @@ GROWING = {
 }
 SMALL = {'mlp': MLP, 'dcgan': DCGAN, 'stylegan2': STYLEGAN2, 'progressive': GROWING}
 SMALL['stylegan'] = GROWING
+SMALL['resnet'] = {
+    'data.image_size': 8,
+    'model.latent_dim': 6,
+    'model.channels': 4,
+    'model.g_multipliers': (2, 2),
+    'model.d_multipliers': (2, 2),
+    'model.d_halvings': 1,
+    'gan.objective': 'hinge',
+    'batch_size': 4,
+}
 SMALL['deep_conv'] = {'data.image_size': 32, 'batch_size': 4}
 NOISE = jnp.float32(0)
 

@@ -14,6 +14,7 @@ from gen_jax.gans.layers import (
     Embed,
     MinibatchDiscrimination,
     SelfAttention,
+    improved,
     largest,
 )
 
@@ -67,6 +68,17 @@ def test_vectors_are_written_only_in_training_and_where_they_may_be():
     at_rest, same = layer.clone(train=False).apply(variables, x, mutable=['spectral'])
     jax.tree.map(np.testing.assert_array_equal, same['spectral'], before)
     assert np.abs(at_rest - y).max() > 1e-4
+
+
+@pytest.mark.parametrize('layer', [Dense(4, spectral=True), Embed(5, 4, spectral=True)])
+def test_vectors_are_improved_apart_as_in_training(layer):
+    x = noise(2, 6) if isinstance(layer, Dense) else np.int32([3])
+    variables = layer.init(jax.random.key(0), x)
+    weights = jax.tree.map(lambda w: w + noise(*w.shape, seed=1), variables['params'])
+    other = {'params': weights, 'spectral': variables['spectral']}
+    _, want = layer.clone(train=True).apply(other, x, mutable=['spectral'])
+    got = improved({'part': other['spectral']}, {'part': weights})
+    jax.tree.map(np.testing.assert_array_equal, got, {'part': want['spectral']})
 
 
 def conditional(train, **options):
