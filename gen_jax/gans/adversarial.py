@@ -302,8 +302,9 @@ def game_of(config) -> Game:
     generator, discriminator = networks.build(config)
     rules = ml_collections.FrozenConfigDict(config.gan)  # hashable
     growth = growth_of(rules, config.data.image_size)
-    lazy_path = rules.path_length_every if rules.get('path_length', 0) else 1
-    lazy_penalty = rules.penalty_every if rules.penalty else 1
+    lazy_path = rules.path_length_every if rules.get('path_length', 0) else 0
+    # At every step the penalty is part of the loss.
+    lazy_penalty = rules.penalty_every if rules.penalty and rules.penalty_every > 1 else 0
     return Game(
         generator,
         discriminator,
@@ -323,13 +324,13 @@ def lazy_optimizer(
     Args:
       options: of `gen_jax.method.optimizer`.
       ratio: of the learning rate to that of `options`.
-      k: 1: no step of regularisation apart.
-      rounds: steps of Adam, beside those of regularisation, in one of training: the schedule,
-        which `options` has in steps of training, is stretched by all of them.
+      k: 0: there is no step of regularisation.
+      rounds: steps of Adam in one of training, to which every k-th time as many of regularisation
+        are added: the schedule, which `options` has in steps of training, is stretched by all.
       growth: of the networks, whose sizes may have rates of their own.
     """
-    options, c = options.copy_and_resolve_references(), k / (k + 1) if k > 1 else 1.0
-    moves = rounds + (1 / k if k > 1 else 0)
+    options, c = options.copy_and_resolve_references(), k / (k + 1) if k else 1.0
+    moves = rounds / c
     options.learning_rate = ratio * c * options.learning_rate
     options.b1, options.b2 = options.b1**c, options.b2**c
     for field in ('warmup', 'decay_steps'):

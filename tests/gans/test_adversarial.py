@@ -308,16 +308,24 @@ def test_adam_is_told_of_lazy_steps():
     np.testing.assert_allclose(updates['w'], -0.16 * m / np.sqrt(v), rtol=1e-5)
 
 
-def test_schedules_are_in_training_steps():
-    """Of five steps of Adam in one of training, and a sixth in every second."""
-    options = house.default('gans.adversarial').optimizer
-    options.update({'warmup': 10, 'learning_rate': 1.0, 'b1': 0.0, 'b2': 0.0})
-    tx, params = adversarial.lazy_optimizer(options, 1.0, 2, rounds=5), {'w': jnp.zeros(1)}
-    state, moved = tx.init(params), []
-    for _ in range(60):
-        updates, state = tx.update({'w': jnp.ones(1)}, state, params)
-        moved.append(-float(updates['w'][0]))
-    assert moved[53] < moved[54] < moved[55] == moved[59] == pytest.approx(2 / 3)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('network', 'player', 'changes'),
+    [
+        ('mlp', 'discriminator', {'gan__n_critic': 2}),
+        ('mlp', 'discriminator', {**R1, 'gan__n_critic': 2, 'gan__penalty_every': 2}),
+        ('stylegan2', 'generator', {'gan__path_length': 2.0, 'gan__path_length_every': 1}),
+    ],
+)
+def test_schedules_are_in_training_steps(network, player, changes):
+    """However many steps of Adam are in one."""
+    config = small(network, **changes, optimizer__decay_steps=4)
+    method, state = started(config)
+    step, moved = jax.jit(method.train_step), []
+    for i in range(5):
+        before, (state, _) = state, step(jax.random.key(i), state, batch_of(config))
+        moved.append(any(differ(getattr(state, player).params, getattr(before, player).params)))
+    assert moved == [True, True, True, True, False]
 
 
 @pytest.mark.slow
