@@ -185,14 +185,20 @@ def ramped_decay(config, step: jax.Array) -> float | jax.Array:
     return jnp.minimum(config.ema_decay, 0.5 ** (1 / (config.ema_rampup * step)))
 
 
-def _accumulated(gradient: Callable, net: Net, batch: Any, k: int) -> tuple:
-    """What `gradient` would give for the whole batch, from k parts of it in turn."""
+def parts(batch: Any, k: int) -> Any:
+    """A batch as `descend` takes it in k parts, [k, b / k, ...] of each leaf; k divides b."""
 
     def cut(x):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.ndim:
             return jax.random.split(x, k)
         # Every k-th example: each device then finds its share of a part in its share of the batch.
         return x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1)  # [k, b / k, ...]
+
+    return jax.tree.map(cut, batch)
+
+
+def _accumulated(gradient: Callable, net: Net, batch: Any, k: int) -> tuple:
+    """What `gradient` would give for the whole batch, from k parts of it in turn."""
 
     def add(carry, part):
         extra, total = carry
@@ -201,7 +207,7 @@ def _accumulated(gradient: Callable, net: Net, batch: Any, k: int) -> tuple:
 
     # A loop, as XLA runs unrolled parts side by side, and then keeps the activations of all.
     start = net.extra, jax.tree.map(jnp.zeros_like, net.params)
-    (extra, total), each = jax.lax.scan(add, start, jax.tree.map(cut, batch))
+    (extra, total), each = jax.lax.scan(add, start, parts(batch, k))
     loss, metrics = jax.tree.map(lambda x: x.mean(0), each)
     return (loss, (extra, metrics)), jax.tree.map(lambda x: x / k, total)
 

@@ -55,6 +55,7 @@ from gen_jax.method import (
     labels,
     optimizer,
     optimizer_defaults,
+    parts,
     ramped_decay,
 )
 
@@ -143,8 +144,14 @@ def generator_step(judge: Judge, state: State, decay: float | jax.Array) -> tupl
         before = net.replace(
             extra=net.extra | {'batch_stats': state.generator.extra['batch_stats']}
         )
-        _, extra = generate(game, before.variables(ema=True), asked)
-        net = net.replace(extra=net.extra | {'batch_stats': extra['batch_stats']})
+        variables = before.variables(ema=True)
+
+        def kept(part):
+            return generate(game, variables, part)[1]['batch_stats']
+
+        each = jax.lax.map(kept, parts(asked, game.accumulate))
+        stats = jax.tree.map(lambda x: x.mean(0), each)
+        net = net.replace(extra=net.extra | {'batch_stats': stats})
     if state.path_length is not None:
         metrics['path_length'] = state.path_length
     return state.replace(generator=net), {f'g_{k}': v for k, v in metrics.items()}
@@ -153,13 +160,14 @@ def generator_step(judge: Judge, state: State, decay: float | jax.Array) -> tupl
 def shortened(game: Game, asked: Round, pair: tuple[Net, jax.Array]) -> tuple[Net, jax.Array]:
     """(generator, mean path length) after a step of path length regularisation.
 
-    E[(|J_w^T y| - a)^2], a their running mean (Karras et al. 2020, section 3.2), on a part of the
-    batch, as strong as the steps without it.
+    E[(|J_w^T y| - a)^2], a their running mean (Karras et al. 2020, section 3.2), on a share of the
+    batch, as strong as the steps without it. Of a batch in parts each part tells its own mean.
     """
     net, mean = pair
-    rules, fewer = game.rules, jax.tree.map(lambda x: x[::PATH_SHRINK] if x.ndim else x, asked)
+    rules = game.rules
 
-    def loss_fn(params, extra, _):
+    def loss_fn(params, extra, asked):
+        fewer = jax.tree.map(lambda x: x[::PATH_SHRINK] if x.ndim else x, asked)
         variables = {'params': params, **extra}
         ws, _ = styles(game, variables, fewer)
         noise = fewer.keys_of(NOISE)
@@ -173,7 +181,7 @@ def shortened(game: Game, asked: Round, pair: tuple[Net, jax.Array]) -> tuple[Ne
         return loss, (extra, {'a': a})
 
     # No decay: the average takes its step with the game's own.
-    net, metrics = descend(net.replace(ema=None), loss_fn, game.g_tx, None, ())
+    net, metrics = descend(net.replace(ema=None), loss_fn, game.g_tx, None, asked, game.accumulate)
     return net.replace(ema=pair[0].ema), metrics['a']
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from games import NOISE, SMALL, batch_of, close, differ, judge_of, small, started, stepped
 from PIL import Image
@@ -26,8 +27,9 @@ from gen_jax.gans.adversarial import (
     game_of,
     generator_step,
     instance_noise,
+    shortened,
 )
-from gen_jax.gans.game import Judge, generate, styles, unrolled
+from gen_jax.gans.game import PATH, Judge, generate, styles, unrolled
 from gen_jax.gans.latents import within
 from gen_jax.method import play, steps_taken
 
@@ -97,16 +99,21 @@ def test_each_net_learns_at_its_own_rate():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('ema_decay', [0.9, 0.0])
-def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay):
-    config = small('dcgan', ema_decay=ema_decay)
+@pytest.mark.parametrize(('ema_decay', 'accumulate'), [(0.9, 1), (0.0, 1), (0.9, 2)])
+def test_running_statistics_are_those_of_the_generator_that_samples(ema_decay, accumulate):
+    """Of a batch in parts the means of theirs."""
+    config = small('dcgan', ema_decay=ema_decay, accumulate=accumulate)
     method, state = started(config)
     key, batch = jax.random.key(1), batch_of(config)
     after, _ = jax.jit(method.train_step)(key, state, batch)
     asked = game_of(config).draw(jax.random.split(key)[1], batch['image'], None)
     sampler = after.generator.ema if ema_decay else after.generator.params
     variables = {'params': sampler, **state.generator.extra}
-    _, want, _ = play(game_of(config).generator, variables, asked.z)
+    each = [
+        play(game_of(config).generator, variables, asked.z[i::accumulate])[1]
+        for i in range(accumulate)
+    ]
+    want = jax.tree.map(lambda *stats: sum(stats) / accumulate, *each)
     close(after.generator.extra, want, atol=1e-6)
     assert (after.generator.ema is None) == (ema_decay == 0)
     assert after.discriminator.ema is None
@@ -450,6 +457,44 @@ def test_path_lengths_are_taken_at_every_kth_step():
     assert state.path_length == found[-1]
     assert 0 == found[0] < found[1] == found[2] < found[3]
     assert state.generator.extra['w_avg']['w_avg'].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_path_lengths_pull_as_strongly_as_told(monkeypatch, accumulate):
+    """The gradient of weight * every * E[(l - a)^2], of every second image of each part."""
+    rules = {'gan__path_length': 3.0, 'gan__path_length_every': 5, 'accumulate': accumulate}
+    config = small('stylegan2', **rules, batch_size=8)
+    _, state = started(config)
+    seen = []
+
+    def lengths(synthesis, ws, y):
+        """Of ws and y alone, which is quick."""
+        seen.append(len(ws))
+        return jnp.square(ws[:, 0]).sum(-1) + y[:, 0, 0, 0]
+
+    monkeypatch.setattr(adversarial, 'path_lengths', lengths)
+    asked, game, mean = judge_of(config).asked, game_of(config), jnp.float32(0.3)
+    asked = asked._replace(label=None)
+    game = game._replace(g_tx=optax.sgd(1.0))
+    net = state.generator.replace(opt_state=game.g_tx.init(state.generator.params))
+    after, told = shortened(game, asked, (net, mean))
+    assert set(seen) == {4 // accumulate}
+
+    def want(params, i):
+        z, keys = (x[i::accumulate][::2] for x in (asked.z, asked.keys_of(PATH)))
+        ws = game.generator.apply({**net.variables(), 'params': params}, z, method='mapping')
+        y = jnp.stack([jax.random.normal(key, (8, 8, 1)) for key in keys])
+        found = lengths(None, ws, y)
+        a = 0.3 + 0.01 * (found.mean() - 0.3)
+        return 3 * 5 * ((found - a) ** 2).mean(), a
+
+    each = [jax.grad(want, has_aux=True)(net.params, i) for i in range(accumulate)]
+    gradient, a = jax.tree.map(lambda *x: sum(x) / accumulate, *each)
+    close(after.params, jax.tree.map(jnp.subtract, net.params, gradient), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(told, a, rtol=1e-5)
+    assert any(differ(after.params, net.params))
+    assert not any(differ(after.ema, net.ema))
 
 
 # --- the contract --------------------------------------------------------------------------------
