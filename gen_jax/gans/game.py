@@ -131,12 +131,13 @@ class Judge(NamedTuple):
         return play(self.game.discriminator, variables, seen, self.asked.label, **options)
 
     def penalty(self, variables: dict, real: jax.Array, fake: jax.Array) -> jax.Array:
-        """`gan.penalty`, weighted."""
-        rules = self.game.rules
+        """`gan.penalty`, weighted; of images that are judged together as of one that is taller."""
+        rules, m = self.game.rules, getattr(self.game.discriminator, 'packing', 1)
         value, targets = PENALTIES[rules.penalty]
         options = {'target': rules.penalty_target} if targets else {}
-        keys = self.asked.keys_of(PENALTY)
-        found = value(lambda x: self(variables, x)[0], real, fake, keys, **options)
+        keys = self.asked.keys_of(PENALTY)[::m]
+        seen = [x.reshape(-1, m * x.shape[1], *x.shape[2:]) for x in (real, fake)]
+        found = value(lambda x: self(variables, x.reshape(real.shape))[0], *seen, keys, **options)
         return rules.penalty_weight * found
 
     def inconsistency(

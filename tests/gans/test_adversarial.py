@@ -29,7 +29,7 @@ from gen_jax.gans.adversarial import (
     instance_noise,
     shortened,
 )
-from gen_jax.gans.game import PATH, Judge, generate, styles, unrolled
+from gen_jax.gans.game import PATH, PENALTY, Judge, generate, styles, unrolled
 from gen_jax.gans.latents import within
 from gen_jax.method import play, steps_taken
 
@@ -291,6 +291,24 @@ def test_a_lazy_penalty_comes_at_every_kth_step_and_is_as_much_stronger():
     assert moves == [2, 3, 4, 6]  # Adam takes two steps at steps 0 and 3
     np.testing.assert_allclose(told[0], 3 * plain, rtol=1e-5)  # of the data: whatever is drawn
     assert told[1] == told[2] == 0 < told[3]
+
+
+@pytest.mark.parametrize('name', ['r1', 'wgan_gp'])
+def test_of_images_that_are_judged_together_the_gradient_is_by_all(name):
+    rules = {'gan__penalty': name, 'gan__penalty_weight': 3.0}
+    config = small(**rules, model__packing=2, batch_size=4)
+    _, state = started(config)
+    judge, variables = judge_of(config), state.discriminator.variables()
+    real, fake = judge.asked.image, judge.asked.image[::-1] / 2
+    keys = judge.asked.keys_of(PENALTY)
+    # Of two neighbours one share of the way.
+    share = jnp.repeat(jnp.stack([jax.random.uniform(key) for key in keys[::2]]), 2)
+    share = share[:, None, None, None]
+    x = real if name == 'r1' else share * real + (1 - share) * fake
+    gradients = jax.jacobian(lambda x: judge(variables, x)[0])(x)  # [2, 4, 4, 4, 1]
+    squares = jnp.square(gradients).sum((1, 2, 3, 4))
+    want = squares.mean() / 2 if name == 'r1' else jnp.square(jnp.sqrt(squares) - 1).mean()
+    np.testing.assert_allclose(judge.penalty(variables, real, fake), 3 * want, rtol=1e-5)
 
 
 @pytest.mark.slow
