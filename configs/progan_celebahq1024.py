@@ -12,7 +12,8 @@ Paper: FID 7.30.
 Ours: not trained here. The networks agree with code written from the paper
 (tests/parity/test_growing_gans.py). What differs: batches of 16 at all sizes, where the authors
 have 14, 6 and 3 images at 256, 512 and 1024; a rate that rises evenly over the first 40,000 images
-of a size, where theirs is exp(-5 (1 - p)^2) of the whole after a share p of them.
+of training, where theirs is exp(-5 (1 - p)^2) of the whole after a share p of the first 40,000 of
+each size.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

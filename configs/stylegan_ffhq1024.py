@@ -45,7 +45,6 @@ def get_config(variant: str = ''):
     config.gan.penalty = 'r1'
     config.gan.penalty_weight = 10.0
     config.gan.style_mixing = 0.9
-    config.gan.path_length = 0.0
     config.gan.grow_steps = 18_750
     config.gan.grow_from = 8
     config.gan.grow_rates = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0, 3.0)  # 8, 16, ..., 1024

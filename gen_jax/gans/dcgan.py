@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gen_jax.config import nearest, require
-from gen_jax.gans.layers import Conv, MinibatchDiscrimination
+from gen_jax.gans.layers import Conv, Dense, MinibatchDiscrimination
 from gen_jax.nn.conv import ConvTranspose
 
 CONDITIONS = ('none', 'concat')
@@ -127,9 +127,10 @@ class Discriminator(nn.Module):
         last = self._down(1, train, f'conv_{self.stages}', strides=1, padding='VALID')
         logits = last(x)[:, 0, 0, 0].astype(jnp.float32)  # [b]
         if self.minibatch_kernels:
-            near = MinibatchDiscrimination(self.minibatch_kernels, name='minibatch')(features)
-            told = nn.Dense(1, use_bias=False, kernel_init=KERNEL_INIT, name='nearness')
-            logits = logits + told(near[:, features.shape[-1] :])[:, 0]
+            options = {'spectral': self.spectral, 'train': train}
+            near = MinibatchDiscrimination(self.minibatch_kernels, name='minibatch', **options)
+            told = Dense(1, use_bias=False, kernel_init=KERNEL_INIT, name='nearness', **options)
+            logits = logits + told(near(features)[:, features.shape[-1] :])[:, 0]
         return logits
 
     def _down(self, features: int, train: bool, name: str, strides: int = 2, padding='SAME'):

@@ -204,17 +204,21 @@ class MinibatchDiscrimination(nn.Module):
     Attributes:
       kernels: B, the closenesses that are told of each example.
       dims: C, over whose numbers each is measured.
-      kernel_init: of the tensor T.
+      spectral, train: as `Spectral` has them, of the tensor T.
+      kernel_init: of T.
     """
 
     kernels: int = 100
     dims: int = 5
+    spectral: bool = False
+    train: bool = False
     kernel_init: Any = nn.initializers.normal(0.05)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Features float32 [b, f] -> [b, f + kernels], the closenesses last."""
-        T = Dense(self.kernels * self.dims, use_bias=False, kernel_init=self.kernel_init, name='T')
+        options = {'spectral': self.spectral, 'train': self.train, 'kernel_init': self.kernel_init}
+        T = Dense(self.kernels * self.dims, use_bias=False, name='T', **options)
         M = T(x).reshape(-1, self.kernels, self.dims)  # [b, B, C]
         distances = jnp.abs(M[:, None] - M[None]).sum(-1)  # [b, b, B]
         # As in the paper, each example counts itself too, which adds 1.

@@ -86,7 +86,8 @@ class Discriminator(nn.Module):
             x = Dropout(self.dropout, deterministic=not train)(x)
         self.sow('intermediates', 'features', x)
         if self.minibatch_kernels:
-            x = MinibatchDiscrimination(self.minibatch_kernels, name='minibatch')(x)
+            options = {'spectral': self.spectral, 'train': train, 'name': 'minibatch'}
+            x = MinibatchDiscrimination(self.minibatch_kernels, **options)(x)
         return self._dense(1, train, 'out')(x)[:, 0]
 
     def _dense(self, width, train, name):

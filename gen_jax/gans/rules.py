@@ -61,6 +61,7 @@ def rules_for(network: str) -> dict:
         'unroll': 0,  # steps of the discriminator that the generator looks ahead
         'auxiliary_weight': 1.0,  # of the classifier's losses, with model.condition='auxiliary'
         **(STYLE if network in networks.STYLED else {}),
+        **({'path_length': 0.0} if network == 'stylegan' else {}),  # StyleGAN2 came with it
         **(GROWTH if network in networks.GROWING else {}),
     }
 
@@ -83,7 +84,8 @@ def sample_for(network: str) -> dict:
 
 
 def check(config) -> None:
-    """Raises UserError where the rules do not exist or do not fit each other."""
+    """Raises UserError where the rules do not exist or do not fit each other or the networks."""
+    networks.build(config)  # Numbers of networks that are wrong by themselves come first.
     rules, batch = config.gan, config.batch_size
     named = [
         ('objective', OBJECTIVES, rules.objective),
@@ -96,6 +98,10 @@ def check(config) -> None:
     parts = rules.n_critic * config.accumulate * max(packing, 1)
     product = 'n_critic * accumulate' + ' * model.packing' * (packing > 1)
     require(batch % parts == 0, 'batch_size', batch, f'a multiple of {product} = {parts}')
+    if 'mbstd_group' in config.model:
+        part, group = batch // parts, config.model.mbstd_group
+        expected = f'a number that divides batch_size / ({product}) = {part}, or is no less'
+        require(part % min(group, part) == 0, 'model.mbstd_group', group, expected)
     for field in ('label_smoothing', 'fake_smoothing'):
         require(0 <= rules[field] < 1, f'gan.{field}', rules[field], '0 or more, below 1')
     for field in (
@@ -159,10 +165,18 @@ def _check_fit(config) -> None:
     require(objective.smooths or not smoothed, 'gan.objective', rules.objective, expected)
     expected = "0 but for gan.objective='wasserstein'"
     require(critic or not rules.clip_weights, 'gan.clip_weights', rules.clip_weights, expected)
+    # Batch norm divides by deviations that may be as small as they like.
     spectral = model.get('d_spectral', config.network == 'biggan')
+    spectral = spectral and not model.get('d_batch_norm', False)
     bounded = rules.penalty or rules.clip_weights or spectral
-    expected = 'gan.penalty, gan.clip_weights or model.d_spectral with it, to bound its gradient'
+    expected = (
+        'gan.penalty, gan.clip_weights or model.d_spectral (without model.d_batch_norm) with it, '
+        'to bound its gradient'
+    )
     require(not critic or bounded, 'gan.objective', rules.objective, expected)
+    aims = not rules.penalty or PENALTIES[rules.penalty].targets
+    expected = f'1 with gan.penalty={rules.penalty!r}, which draws the norm to 0'
+    require(aims or rules.penalty_target == 1, 'gan.penalty_target', rules.penalty_target, expected)
     # Of deep_conv's discriminator it takes the place of spectral normalisation.
     normed = model.get('d_batch_norm', config.network == 'deep_conv' and not model.d_spectral)
     normed = normed and rules.penalty == 'wgan_gp'

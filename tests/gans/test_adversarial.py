@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from games import NOISE, SMALL, batch_of, close, differ, judge_of, small, started, stepped
 from PIL import Image
 from scipy.stats import truncnorm
@@ -598,6 +599,7 @@ WRONG = [
     {'gan.d_rate_ratio': 0.0},
     {'gan.penalty_weight': -1.0},
     {'gan.penalty_target': 0.0},
+    {'gan.penalty_target': 2.0, 'gan.penalty': 'r1'},
     {'gan.penalty_every': 0},
     {'gan.feature_matching': 1.5},
     {'gan.unroll': -1},
@@ -620,6 +622,44 @@ def test_a_wrong_config_is_told_in_one_line(changes):
     with pytest.raises(UserError, match=next(iter(changes)).replace('.', r'\.')) as error:
         house.create(config)
     assert '\n' not in str(error.value)
+
+
+CRITIC_OF_BATCHES = {'gan.objective': 'wasserstein', 'model.d_spectral': True}
+MISFITS = [
+    ('stylegan2', {'model.mbstd_group': 3}),
+    ('stylegan2', {'model.mbstd_group': 4, 'batch_size': 24, 'gan.n_critic': 2, 'accumulate': 2}),
+    ('progressive', {'data.image_size': 2}),
+    ('dcgan', CRITIC_OF_BATCHES),
+]
+
+
+@pytest.mark.parametrize(('network', 'changes'), MISFITS)
+def test_what_does_not_fit_a_network_is_told_in_one_line(network, changes):
+    with pytest.raises(UserError, match=f'config.{next(iter(changes))}=') as error:
+        house.create(small(network, **changes))
+    assert '\n' not in str(error.value)
+
+
+def test_what_fits_is_not_refused():
+    house.create(small('stylegan2', model__mbstd_group=64, batch_size=6))
+    house.create(small('dcgan', **CRITIC_OF_BATCHES, model__d_batch_norm=False))
+
+
+def test_path_length_is_stylegan2s():
+    for network, weight in (('stylegan', 0.0), ('stylegan2', 2.0)):
+        assert house.default('gans.adversarial', network=network).gan.path_length == weight
+
+
+@pytest.mark.parametrize('network', ['mlp', 'dcgan'])
+def test_spectral_normalisation_is_of_every_kernel(network):
+    """Minibatch discrimination's too, or the slope had no bound."""
+    changes = {'model.d_spectral': True, 'model.minibatch_kernels': 2}
+    changes |= {'model.d_batch_norm': False} if network == 'dcgan' else {}
+    config = small(network, **changes)
+    state = jax.eval_shape(house.create(config).init, jax.random.key(0), batch_of(config))
+    net = state.discriminator
+    kernels = {path[:-1] for path in flatten_dict(net.params) if path[-1] == 'kernel'}
+    assert kernels == {path[:-1] for path in flatten_dict(net.extra['spectral'])}
 
 
 def test_batch_norm_forbids_a_penalty_of_single_images():
