@@ -3,6 +3,7 @@
 On networks of two dense layers, which compile quickly; running statistics on DCGAN's.
 """
 
+import functools
 import json
 import types
 
@@ -22,7 +23,7 @@ from configs import dcgan_fashion_mnist
 from gen_jax import config as house
 from gen_jax import evaluate, sample, train
 from gen_jax.errors import UserError
-from gen_jax.gans import adversarial
+from gen_jax.gans import adversarial, networks
 from gen_jax.gans.adversarial import (
     discriminator_step,
     game_of,
@@ -30,7 +31,16 @@ from gen_jax.gans.adversarial import (
     instance_noise,
     shortened,
 )
-from gen_jax.gans.game import PATH, PENALTY, Judge, generate, styles, unrolled
+from gen_jax.gans.game import (
+    PATH,
+    PENALTY,
+    Judge,
+    discriminator_loss,
+    generate,
+    generator_loss,
+    styles,
+    unrolled,
+)
 from gen_jax.gans.latents import within
 from gen_jax.method import play, steps_taken
 
@@ -220,6 +230,7 @@ def test_the_average_begins_and_grows_as_told():
 # --- rules ---------------------------------------------------------------------------------------
 
 
+@functools.cache
 def text(**changes):
     """What a training step computes, as text."""
     config = small(**changes)
@@ -234,6 +245,10 @@ R1 = {'gan__penalty': 'r1'}
 GP = {'gan__penalty': 'wgan_gp'}
 NOISY = {'gan__instance_noise': 0.1}
 CLASSES = {'data__num_classes': 3, 'model__condition': 'concat'}
+GUESSING = {'network': 'resnet', 'data__num_classes': 3, 'model__condition': 'auxiliary'}
+STYLED = {'network': 'stylegan', 'gan__grow_steps': 0, 'gan__style_mixing': 0.0}
+SHORT = {**STYLED, 'gan__path_length': 1.0}
+GROWING = {**STYLED, 'gan__grow_steps': 2}
 FIELDS = [
     ({}, {'gan__objective': 'hinge'}),
     ({}, {'gan__label_smoothing': 0.1}),
@@ -253,12 +268,31 @@ FIELDS = [
     ({}, {'gan__consistency_fake': 1.0}),
     ({}, {'gan__feature_matching': 0.5}),
     ({}, {'gan__unroll': 1}),
+    (GUESSING, {'gan__auxiliary_weight': 2.0}),
+    (STYLED, {'gan__style_mixing': 0.5}),
+    (STYLED, {'gan__path_length': 1.0}),
+    (SHORT, {'gan__path_length_every': 3}),
+    (STYLED, {'gan__grow_steps': 2}),
+    (GROWING, {'gan__grow_from': 8}),
+    (GROWING, {'gan__grow_rates': (1.0, 2.0)}),
     ({}, CLASSES),
+    ({}, {'model__latent_dim': 4}),
+    ({}, {'model__g_widths': (7,)}),
+    ({}, {'model__d_widths': (7,)}),
+    ({}, {'model__packing': 2}),
     ({}, {'model__output': 'linear'}),
     ({}, {'model__pieces': 2}),
     ({}, {'model__dropout': 0.5}),
     ({}, {'model__d_spectral': True}),
     ({}, {'model__minibatch_kernels': 2}),
+    ({}, {'optimizer__learning_rate': 1e-3}),
+    ({}, {'optimizer__warmup': 5}),
+    ({}, {'optimizer__decay_steps': 5}),
+    ({}, {'optimizer__b1': 0.6}),
+    ({}, {'optimizer__b2': 0.6}),
+    ({}, {'optimizer__eps': 1e-3}),
+    ({}, {'optimizer__weight_decay': 0.1}),
+    ({}, {'optimizer__clip': 1.0}),
     ({}, {'ema_decay': 0.5}),
     ({}, {'ema_rampup': 0.5}),
     ({}, {'ema_start': 5}),
@@ -268,6 +302,21 @@ FIELDS = [
 @pytest.mark.parametrize(('base', 'change'), FIELDS, ids=lambda x: next(reversed(x), 'none'))
 def test_every_field_changes_the_step(base, change):
     assert text(**base | change) != text(**base)
+
+
+def test_every_field_has_its_turn():
+    """But for those of samples, and of other networks' models."""
+    fields = set()
+    for network in networks.NETWORKS:
+        kinds = adversarial.defaults(network)
+        of_rules = {f'gan__{name}' for name in kinds.pop('gan')}
+        del kinds['network'], kinds['sample']
+        inside = {
+            f'{kind}__{name}' for kind, part in kinds.items() if type(part) is dict for name in part
+        }
+        alone = {name for name, part in kinds.items() if type(part) is not dict}
+        fields |= of_rules | (inside | alone if network == 'mlp' else set())
+    assert {name for _, change in FIELDS for name in change} == fields | {'data__num_classes'}
 
 
 @pytest.mark.slow
@@ -429,6 +478,27 @@ def test_labels_reach_both_networks():
     assert jnp.abs(judge(variables, x)[0] - turned(variables, x)[0]).max() > 1e-3
     with pytest.raises(UserError, match="no 'label'"):
         method.train_step(jax.random.key(0), state, {'image': x})
+
+
+@pytest.mark.slow
+def test_both_players_lose_by_what_the_classifier_misses():
+    """AC-GAN (Odena et al. 2017): cross-entropies of real and of generated images' labels."""
+    config = small(**GUESSING, model__d_spectral=False, gan__auxiliary_weight=3.0)
+    _, state = started(config)
+    judge = judge_of(config)
+    game, asked, net = judge.game, judge.asked, state.discriminator
+    fake = generate(game, state.generator.variables(), asked)[0]
+    logits, guesses = [], []
+    for x in (asked.image, fake):
+        found, _, sown = play(game.discriminator, net.variables(), x, asked.label)
+        logits.append(found)
+        guesses.append(-jax.nn.log_softmax(sown['class_logits'])[jnp.arange(4), asked.label].mean())
+    hinge = jax.nn.relu(1 - logits[0]).mean() + jax.nn.relu(1 + logits[1]).mean()
+    got, _ = discriminator_loss(judge, state.generator.variables(), net.params, net.extra, asked)
+    np.testing.assert_allclose(got, hinge + 3 * (guesses[0] + guesses[1]), rtol=1e-5)
+    generator = state.generator
+    got, _ = generator_loss(judge, net, generator.params, generator.extra, asked)
+    np.testing.assert_allclose(got, -logits[1].mean() + 3 * guesses[1], rtol=1e-5)
 
 
 # --- styles --------------------------------------------------------------------------------------
