@@ -10,7 +10,8 @@ Mixtures, sample counts and measures are those of VEEGAN (Srivastava et al. 2017
 the numbers of PacGAN (Lin et al. 2018, the authors' code): 8 modes of standard deviation 0.01 on a
 circle of radius 1, and 5 x 5 of standard deviation 0.05 at distances of 2. Of 2,500 samples one is
 of high quality within 3 standard deviations of a mode, which is then found; reverse KL is
-KL(q || p) of the modes' shares among these. Networks are smaller and training is much shorter than
+KL(q || p) of the modes' shares among these. Runs that found no mode have none: where there are any,
+the table says how many it is of. Networks are smaller and training is much shorter than
 there (4 hidden layers of 400 units against 3 of 200 maxout units, 400,000 steps), so the papers'
 numbers, which stand between ours, say what is usual and not what is to be met.
 """
@@ -140,6 +141,7 @@ def main() -> None:
     out = studies.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds}
     rows = Rows(out / 'mode_collapse.json', asked)
+    rows.found = of_now(rows.found)
     for name in names:
         rows(name, lambda name=name: measured(name, out, FLAGS.steps, FLAGS.seeds))
     done = {name: rows.found[name] for name in SETTINGS if name in rows.found}
@@ -148,6 +150,11 @@ def main() -> None:
     print(text)
     if FLAGS.plot:
         plotted(done, out).savefig(out / 'mode_collapse.png', dpi=75)
+
+
+def of_now(found: dict) -> dict:
+    """Those rows of an earlier run whose settings are still the same."""
+    return {name: row for name, row in found.items() if row.get('changes') == SETTINGS.get(name)}
 
 
 def configured(changes: dict, steps: int):
@@ -175,10 +182,10 @@ def configured(changes: dict, steps: int):
 
 
 def measured(name: str, out: Path, steps: int, seeds: int) -> dict:
-    """A row: seconds, and of each mixture what its seeds found; leaves the first one's samples."""
+    """A row: setting, seconds, and of each mixture what seeds found; leaves the first's samples."""
     begin = time.monotonic()
     samples = drawn(configured(SETTINGS[name], steps), steps, seeds)  # [mixtures, seeds, n, 2]
-    row = {'seconds': round(time.monotonic() - begin, 1)}
+    row = {'changes': SETTINGS[name], 'seconds': round(time.monotonic() - begin, 1)}
     for mixture, each in zip(MIXTURES, samples, strict=True):
         row[mixture] = worth(MIXTURES[mixture], each)
     np.save(out / f'{name}.npy', samples[:, 0])
@@ -238,12 +245,9 @@ def worth(mixture: Mixture, samples: np.ndarray) -> dict:
 
 def cells(row: dict) -> list[str]:
     """What the table says of one mixture."""
-    share = [100 * x for x in row['high_quality']]
-    return [
-        studies.told(row['modes'], 1),
-        studies.told(share, 1),
-        studies.told(row['reverse_kl'], 2),
-    ]
+    share, kl, n = [100 * x for x in row['high_quality']], row['reverse_kl'], len(row['modes'])
+    few = f' ({len(kl)} of {n})' if 0 < len(kl) < n else ''
+    return [studies.told(row['modes'], 1), studies.told(share, 1), studies.told(kl, 2) + few]
 
 
 def report(rows: dict) -> str:

@@ -156,6 +156,9 @@ def test_units_that_are_dead_leave_the_unrolled_gradient_finite():
 def test_the_table_has_means_deviations_and_the_papers_rows():
     ring = {'modes': [6, 8], 'high_quality': [0.5, 0.7], 'reverse_kl': [0.25, 0.75]}
     grid = {'modes': [0, 0], 'high_quality': [0.0, 0.0], 'reverse_kl': []}
+    some = {'modes': [0, 1, 2], 'high_quality': [0.0] * 3, 'reverse_kl': [1.0, 2.0]}
+    (cell,) = report({'hinge': {'seconds': 1, 'ring': ring, 'grid': some}}).splitlines()[2:]
+    assert '| 1.50 ± 0.71 (2 of 3) | 1 |' in cell
     lines = report({'unrolled_5': {'seconds': 7.2, 'ring': ring, 'grid': grid}}).splitlines()
     assert [x.strip() for x in lines[0].split('|')][2] == 'ring: modes of 8'
     assert lines[2] == (
@@ -163,6 +166,12 @@ def test_the_table_has_means_deviations_and_the_papers_rows():
     )
     assert lines[3].startswith('| *unrolled GAN, Srivastava et al. 2017* | 7.6 | 35.6 |')
     assert len({line.count('|') for line in lines}) == 1
+
+
+def test_rows_of_changed_settings_are_made_again():
+    kept = {'changes': SETTINGS['hinge'], 'seconds': 1}
+    found = {'hinge': kept, 'r1': {'changes': {'gan.penalty': 'r1'}}, 'minimax': {'seconds': 1}}
+    assert mode_collapse.of_now(json.loads(json.dumps(found))) == {'hinge': kept}
 
 
 def test_papers_rows_stand_below_settings_that_exist():
