@@ -44,7 +44,7 @@ class Generator(nn.Module):
       channels: of the image.
       latent_dim: length d of z.
       num_classes: k, told as a one-hot vector beside z (Mirza and Osindero 2014); 0: none.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation but for the last layer; parameters stay float32.
     """
 
     width: int
@@ -71,10 +71,10 @@ class Generator(nn.Module):
             features //= 2
             x = self._up(features, 2, 1, f'conv_{i}')(x)  # [b, 2 * h, 2 * w, c / 2]
             x = nn.relu(_norm(train, self.dtype, f'norm_{i}')(x))
-        x = self._up(self.channels, 2, 1, f'conv_{self.stages}')(x)
-        return nn.tanh(x.astype(jnp.float32))  # [b, 2 * h, 2 * w, channels]
+        last = self._up(self.channels, 2, 1, f'conv_{self.stages}', jnp.float32)
+        return nn.tanh(last(x.astype(jnp.float32)))  # [b, 2 * h, 2 * w, channels]
 
-    def _up(self, features: int, stride: int, padding: int, name: str):
+    def _up(self, features: int, stride: int, padding: int, name: str, dtype=None):
         return ConvTranspose(
             features,
             (4, 4),
@@ -82,7 +82,7 @@ class Generator(nn.Module):
             padding,
             use_bias=False,
             kernel_init=KERNEL_INIT,
-            dtype=self.dtype,
+            dtype=dtype or self.dtype,
             name=name,
         )
 
@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
       spectral: whether kernels are divided by their largest singular value.
       num_classes: k, told as further channels, one-hot (Mirza and Osindero 2014); 0: none.
       minibatch_kernels: closenesses that minibatch discrimination tells the last layer; 0: none.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation but for the last layer; parameters stay float32.
     """
 
     width: int
@@ -122,10 +122,11 @@ class Discriminator(nn.Module):
             if i and self.batch_norm:
                 x = _norm(train, self.dtype, f'norm_{i}')(x)
             x = nn.leaky_relu(x, 0.2)
-        features = x.reshape(len(x), -1).astype(jnp.float32)  # [b, 4 * 4 * f]
+        x = x.astype(jnp.float32)  # [b, 4, 4, f]
+        features = x.reshape(len(x), -1)  # [b, 4 * 4 * f]
         self.sow('intermediates', 'features', features)
-        last = self._down(1, train, f'conv_{self.stages}', strides=1, padding='VALID')
-        logits = last(x)[:, 0, 0, 0].astype(jnp.float32)  # [b]
+        options = {'strides': 1, 'padding': 'VALID', 'dtype': jnp.float32}
+        logits = self._down(1, train, f'conv_{self.stages}', **options)(x)[:, 0, 0, 0]  # [b]
         if self.minibatch_kernels:
             options = {'spectral': self.spectral, 'train': train}
             near = MinibatchDiscrimination(self.minibatch_kernels, name='minibatch', **options)
@@ -133,7 +134,7 @@ class Discriminator(nn.Module):
             logits = logits + told(near(features)[:, features.shape[-1] :])[:, 0]
         return logits
 
-    def _down(self, features: int, train: bool, name: str, strides: int = 2, padding='SAME'):
+    def _down(self, features, train: bool, name: str, strides=2, padding='SAME', dtype=None):
         return Conv(
             features,
             (4, 4),
@@ -141,7 +142,7 @@ class Discriminator(nn.Module):
             padding,
             use_bias=not self.batch_norm,
             kernel_init=KERNEL_INIT,
-            dtype=self.dtype,
+            dtype=dtype or self.dtype,
             spectral=self.spectral,
             train=train,
             name=name,

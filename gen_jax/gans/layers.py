@@ -180,7 +180,8 @@ class SelfAttention(nn.Module):
         query = self._dense(c // 8, 'theta')(x).reshape(b, h * w, c // 8)  # [b, hw, c/8]
         key = largest(self._dense(c // 8, 'phi')(x)).reshape(b, -1, c // 8)  # [b, hw/4, c/8]
         value = largest(self._dense(c // 2, 'g')(x)).reshape(b, -1, c // 2)  # [b, hw/4, c/2]
-        logits = jnp.einsum('bqc,bkc->bqk', query, key).astype(jnp.float32)  # [b, hw, hw/4]
+        options = {'preferred_element_type': jnp.float32}
+        logits = jnp.einsum('bqc,bkc->bqk', query, key, **options)  # [b, hw, hw/4]
         attended = jax.nn.softmax(logits).astype(self.dtype) @ value  # [b, hw, c/2]
         y = self._dense(c, 'o')(attended).reshape(b, h, w, c)  # [b, h, w, c]
         # The network begins without it.

@@ -68,7 +68,7 @@ class Generator(nn.Module):
       channel_base, channel_max: a feature map of s by s pixels has min(channel_base // s,
         channel_max) channels.
       num_classes: 0: no labels.
-      dtype: what is computed in. Parameters and the image are float32.
+      dtype: what is computed in, but for images, which are float32 as parameters are.
     """
 
     latent_dim: int = 512
@@ -100,7 +100,7 @@ class Generator(nn.Module):
         for at in sizes_up_to(size or self.image_size):
             x = self._block(at, x)  # [b, at, at, width]
             to_rgb = EqualizedConv(self.channels, 1, name=f'block_{at}_to_rgb')
-            images.append(to_rgb(x).astype(jnp.float32))  # [b, at, at, channels]
+            images.append(to_rgb(x.astype(jnp.float32)))  # [b, at, at, channels]
         return grown(images, alpha)
 
     def _block(self, size, x):

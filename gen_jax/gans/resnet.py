@@ -12,6 +12,7 @@ For CIFAR-10 with 10 classes the defaults have 4,304,387 and 1,055,105 parameter
 `spectral` of both and attention at 16, as SAGAN has, 4,386,308 and 1,075,586.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +40,7 @@ class Generator(nn.Module):
       spectral: whether weights are divided by their largest singular value.
       epsilon: of batch norm.
       weight_init: of the weights, a name of `gen_jax.gans.blocks.INITS`.
-      dtype: of the computation; parameters and images are float32.
+      dtype: of the computation but for the last layer; parameters and images are float32.
     """
 
     latent_dim: int = 128
@@ -80,8 +81,9 @@ class Generator(nn.Module):
             if x.shape[1] in self.attention:
                 x = layers.attention(f'attention_{i}')(x)
         x = nn.relu(layers.norm('norm_out')(x))
-        x = layers.conv3x3(self.out_channels, 'conv_out')(x)  # [b, s, s, out_channels]
-        return jnp.tanh(x.astype(jnp.float32))
+        last = dataclasses.replace(layers, dtype=jnp.float32)
+        x = last.conv3x3(self.out_channels, 'conv_out')(x)  # [b, s, s, out_channels]
+        return jnp.tanh(x)
 
     def told_class(self, label):
         """Labels [b] as vectors [b, e]; None where there are none."""

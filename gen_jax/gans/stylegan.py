@@ -109,7 +109,7 @@ class Synthesis(nn.Module):
             x = EqualizedConv(width, gain=HE, use_bias=False, name=f'{name}_conv_1')(x)
             x = Style(2 * i + 1, name=f'{name}_style_1')(x, ws[:, 2 * i + 1], keys)
             to_rgb = EqualizedConv(self.channels, 1, name=f'{name}_to_rgb')
-            images.append(to_rgb(x).astype(jnp.float32))  # [b, at, at, channels]
+            images.append(to_rgb(x.astype(jnp.float32)))  # [b, at, at, channels]
         return grown(images, alpha)
 
 

@@ -87,6 +87,11 @@ def judge_of(config, key=None, noise=NOISE):
     return Judge(game, asked, noise)
 
 
+def is_finer_than_bfloat16(x):
+    """Whether numbers are float32, and not by their name alone."""
+    return x.dtype == jnp.float32 and jnp.nanmedian(jnp.abs(x / x.astype(jnp.bfloat16) - 1)) > 1e-4
+
+
 def differ(a, b):
     """Which leaves differ anywhere."""
     return jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b))

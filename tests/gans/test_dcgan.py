@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from games import is_finer_than_bfloat16
 
 from gen_jax import config as house
 from gen_jax.errors import UserError
@@ -78,6 +79,18 @@ def test_labels_are_told_to_both():
     for net, told in ((generator, z), (discriminator, x)):
         out, _ = net.init_with_output(key, told, label, train=False)
         assert jnp.abs(out[0] - out[1]).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_bfloat16_ends_in_float32():
+    g, d = dcgan.from_config(small(**{'model.dtype': 'bfloat16', 'model.d_batch_norm': False}), 0)
+    x, z = jax.random.normal(jax.random.key(1), (9, 16, 16, 1)), jnp.ones((1, 6))
+    logits, image = (
+        net.init_with_output(jax.random.key(0), given, train=False)[0]
+        for net, given in ((d, x), (g, z))
+    )
+    assert is_finer_than_bfloat16(logits)
+    assert is_finer_than_bfloat16(jnp.arctanh(image))
 
 
 @pytest.mark.slow

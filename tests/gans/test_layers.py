@@ -4,6 +4,7 @@ import itertools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -146,6 +147,18 @@ def test_self_attention():
         want[b, i, j] += 0.5 * value @ o
     got = jax.jit(layer.apply)({'params': params}, x)
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_attention_tells_keys_apart_that_bfloat16_does_not():
+    """Logits of 255 and 257.125, of which the latter is no bfloat16."""
+    names = {'theta': (8, 1), 'phi': (8, 1), 'g': (8, 4), 'o': (4, 8)}
+    kernels = {name: np.zeros(shape, np.float32) for name, shape in names.items()}
+    kernels['theta'][0], kernels['phi'][1], kernels['g'][2], kernels['o'][0, 3] = 17, 1, 1, 1
+    x = np.zeros((1, 2, 4, 8), np.float32)
+    x[..., 0], x[..., :2, 1], x[..., 2:, 1], x[..., 2:, 2] = 1, 15, 15.125, 1
+    params = {name: {'kernel': kernel} for name, kernel in kernels.items()}
+    got = SelfAttention(dtype=jnp.bfloat16).apply({'params': params | {'gamma': np.float32(1)}}, x)
+    np.testing.assert_allclose(got[..., 3], 1 / (1 + np.exp(-2.125)), rtol=0.01)
 
 
 def test_largest_has_second_derivatives():

@@ -3,6 +3,7 @@
 from functools import partial
 from math import prod
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +130,21 @@ def test_bfloat16_comes_near(module):
     for a, b in zip(exact, near, strict=True):
         assert b.dtype == jnp.float32
         assert 1e-5 < np.abs(a - b).max() < 0.1 * np.abs(a).max()
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_images_are_float32_not_by_name_alone(module):
+    """What makes them computes in its input's dtype."""
+    g, given = small(module)[0].clone(dtype=jnp.bfloat16), []
+
+    def look(call, args, kwargs, context):
+        if str(context.module.name).endswith('to_rgb'):
+            given.append(args[0].dtype)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        variables(g, normal(1, 2, 5), jnp.int32([0, 1]))
+    assert given == [jnp.float32, jnp.float32]
 
 
 @pytest.mark.parametrize('module', MODULES)
