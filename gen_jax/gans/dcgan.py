@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gen_jax.config import nearest, require
-from gen_jax.gans.layers import Conv, Dense, MinibatchDiscrimination
+from gen_jax.gans.layers import MOMENTUM, Conv, Dense, MinibatchDiscrimination
 from gen_jax.nn.conv import ConvTranspose
 
 CONDITIONS = ('none', 'concat')
@@ -26,7 +26,7 @@ KERNEL_INIT = nn.initializers.normal(0.02)
 def _norm(train: bool, dtype, name: str) -> nn.BatchNorm:
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=MOMENTUM,
         epsilon=1e-5,
         scale_init=lambda key, shape, dtype: 1 + KERNEL_INIT(key, shape, dtype),
         use_fast_variance=False,

@@ -14,7 +14,7 @@ from jax.scipy.special import erf, erfinv
 from gen_jax.gans import networks
 from gen_jax.gans.game import Game
 from gen_jax.gans.growing import enlarged, growth_of
-from gen_jax.gans.layers import improved
+from gen_jax.gans.layers import MOMENTUM, improved
 from gen_jax.method import Latents, Net, knob, labels, play
 
 
@@ -98,16 +98,10 @@ def standing(config, game: Game, found: Latents) -> Callable:
         z = jax.random.normal(z_key, (n, generator.latent_dim))
         ws, keys = found.mapping(state, z, condition)[:, 0], jax.random.split(noise_key, n)
         variables = state.generator.variables(ema=True)
-
-        def kept(value):
-            stats = jax.tree.map(lambda x: jnp.full_like(x, value), variables['batch_stats'])
-            _, extra, _ = play(generator, variables | {'batch_stats': stats}, ws, label, keys=keys)
-            return extra['batch_stats']
-
-        # What is kept is m times the old and 1 - m times the batch's.
-        return jax.tree.map(
-            lambda from_0, from_1: from_0 / (1 - (from_1 - from_0)), kept(0), kept(1)
-        )
+        # Batch norm adds the batch's share to what is left of 0.
+        nothing = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+        _, extra, _ = play(generator, variables | {'batch_stats': nothing}, ws, label, keys=keys)
+        return jax.tree.map(lambda x: x / (1 - MOMENTUM), extra['batch_stats'])
 
     def settle(key, state):
         keys, net = jax.random.split(key, config.sample.standing), state.generator

@@ -15,6 +15,7 @@ from gen_jax.nn.conv import conv
 # As torch: vectors are divided by their length, but by no less.
 SHORTEST = 1e-12
 EXACT = lax.Precision.HIGHEST
+MOMENTUM = 0.9  # of batch norm: how much of its statistics a batch leaves
 WEIGHTS = 'kernel', 'embedding'  # the names of what is divided
 
 
@@ -138,7 +139,7 @@ class BatchNorm(nn.Module):
         """[b, h, w, c] and, where there is something to tell, y [b, e] -> [b, h, w, c]."""
         x = nn.BatchNorm(
             not self.train,
-            momentum=0.9,
+            momentum=MOMENTUM,
             epsilon=self.epsilon,
             dtype=self.dtype,
             use_scale=y is None,

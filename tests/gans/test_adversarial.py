@@ -167,6 +167,9 @@ def test_one_batch_with_its_own_standing_statistics_is_drawn_as_in_training(netw
 def test_standing_statistics_are_means_over_batches_of_what_is_drawn(truncation):
     config = small('dcgan', sample__standing=3, sample__knobs__truncation=truncation)
     method, state = started(config)
+    # Large variances.
+    ema = jax.tree.map(lambda x: 100 * x, state.generator.ema)
+    state = state.replace(generator=state.generator.replace(ema=ema))
     key, found = jax.random.key(3), []
     for z in standing_batches(config, key):
         sown = {}
@@ -186,7 +189,7 @@ def test_standing_statistics_are_means_over_batches_of_what_is_drawn(truncation)
     for name, stats in settled.items():
         for i, part in enumerate(('mean', 'var')):
             want = np.mean([each[name][i] for each in found], 0)
-            np.testing.assert_allclose(stats[part], want, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(stats[part], want, rtol=1e-4)
 
 
 @pytest.mark.slow
