@@ -216,6 +216,26 @@ def require(ok: bool, field: str, value, expected: str) -> None:
         raise UserError(f'config.{field}={value!r}: expected {expected}')
 
 
+def require_least(room: str, config, **least: int) -> None:
+    """Raises the UserError of whole numbers below their least.
+
+    Args:
+      room: of the config's fields, such as 'model'.
+      config: that part.
+      **least: name=least.
+    """
+    for name, n in least.items():
+        value = config[name]
+        require(value >= n, f'{room}.{name}', value, f'a whole number of at least {n}')
+
+
+def require_known(room: str, config, **known: Iterable[str]) -> None:
+    """Raises the UserError of names that are not known: name=known; args as of `require_least`."""
+    for name, names in known.items():
+        value = config[name]
+        require(value in names, f'{room}.{name}', value, f'a known name{nearest(value, names)}')
+
+
 def are_whole(values: Iterable) -> bool:
     """Whether what a config's tuple holds, if anything, are whole numbers of at least 1."""
     return all(isinstance(x, int) and x >= 1 for x in values)

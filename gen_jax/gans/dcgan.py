@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gen_jax.config import nearest, require
-from gen_jax.gans.layers import MOMENTUM, Conv, Dense, MinibatchDiscrimination
+from gen_jax.config import require, require_known, require_least
+from gen_jax.gans.layers import DTYPES, MOMENTUM, Conv, Dense, MinibatchDiscrimination
 from gen_jax.nn.conv import ConvTranspose
 
 CONDITIONS = ('none', 'concat')
-DTYPES = ('float32', 'bfloat16')
 KERNEL_INIT = nn.initializers.normal(0.02)
 
 
@@ -176,15 +175,11 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
     stages = max(size // 4, 1).bit_length() - 1
     sizes = '4 * 2**k with k >= 2: 16, 32, 64 (the paper), 128, ...'
     require(stages >= 2 and size == 4 * 2**stages, 'data.image_size', size, sizes)
-    for name, least in (('latent_dim', 1), ('width', 1), ('minibatch_kernels', 0)):
-        expected = f'a whole number of at least {least}'
-        require(model[name] >= least, f'model.{name}', model[name], expected)
-    for name, known in (('condition', CONDITIONS), ('dtype', DTYPES)):
-        value = model[name]
-        require(value in known, f'model.{name}', value, f'a known name{nearest(value, known)}')
+    require_least('model', model, latent_dim=1, width=1, minibatch_kernels=0)
+    require_known('model', model, condition=CONDITIONS, dtype=DTYPES)
     shared = {
         'num_classes': num_classes if model.condition == 'concat' else 0,
-        'dtype': jnp.dtype(model.dtype),
+        'dtype': DTYPES[model.dtype],
     }
     generator = Generator(model.width, stages, config.data.channels, model.latent_dim, **shared)
     discriminator = Discriminator(

@@ -10,7 +10,7 @@ Without labels the defaults have 3,812,355 and 2,931,009 parameters.
 
 import flax.linen as nn
 
-from gen_jax.config import require
+from gen_jax.config import require, require_least
 from gen_jax.gans.layers import BatchNorm, Conv, Dense
 from gen_jax.nn.conv import ConvTranspose
 
@@ -110,7 +110,6 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
     model, data = config.model, config.data
     size = 4 * 2**STAGES
     require(data.image_size == size, 'data.image_size', data.image_size, f'{size}, with deep_conv')
-    for field in ('latent_dim', 'width'):
-        require(model[field] >= 1, f'model.{field}', model[field], 'a whole number of at least 1')
+    require_least('model', model, latent_dim=1, width=1)
     generator = Generator(model.latent_dim, model.width, data.channels)
     return generator, Discriminator(model.width, model.d_spectral)

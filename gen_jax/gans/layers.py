@@ -14,6 +14,7 @@ from gen_jax.nn.conv import conv
 
 # As torch: vectors are divided by their length, but by no less.
 SHORTEST = 1e-12
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # that networks compute in
 EXACT = lax.Precision.HIGHEST
 MOMENTUM = 0.9  # of batch norm: how much of its statistics a batch leaves
 WEIGHTS = 'kernel', 'embedding'  # the names of what is divided

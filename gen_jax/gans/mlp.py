@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gen_jax.config import are_whole, nearest, require
+from gen_jax.config import are_whole, require, require_known, require_least
 from gen_jax.gans.layers import Dense, MinibatchDiscrimination
 from gen_jax.nn.dropout import Dropout
 
@@ -128,21 +128,12 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
       UserError: a number or name is out of bounds.
     """
     model, data = config.model, config.data
-    for name, least in (
-        ('latent_dim', 1),
-        ('pieces', 1),
-        ('minibatch_kernels', 0),
-        ('packing', 1),
-    ):
-        expected = f'a whole number of at least {least}'
-        require(model[name] >= least, f'model.{name}', model[name], expected)
+    require_least('model', model, latent_dim=1, pieces=1, minibatch_kernels=0, packing=1)
     for name in ('g_widths', 'd_widths'):
         good = len(model[name]) > 0 and are_whole(model[name])
         require(good, f'model.{name}', model[name], 'whole numbers of at least 1, one or more')
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, '0 or more, below 1')
-    for name, known in (('condition', CONDITIONS), ('output', OUTPUTS)):
-        value = model[name]
-        require(value in known, f'model.{name}', value, f'a known name{nearest(value, known)}')
+    require_known('model', model, condition=CONDITIONS, output=OUTPUTS)
     classes = num_classes if model.condition == 'concat' else 0
     shape = (data.image_size, data.image_size, data.channels)
     generator = Generator(shape, tuple(model.g_widths), model.latent_dim, classes, model.output)

@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax.gans.layers import DTYPES
 from gen_jax.gans.style_layers import (
     BOX,
-    DTYPES,
     EqualizedConv,
     EqualizedDense,
     check_model,
@@ -33,7 +33,7 @@ from gen_jax.nn.fir import normalized, upfirdn2d, upsample
 
 HE = 2**0.5  # gain of layers before an activation
 WHOLE = ('latent_dim', 'channel_max', 'mbstd_group')
-CHOICES = {'dtype': tuple(DTYPES)}
+CHOICES = {'dtype': DTYPES}
 
 
 def leaky(x: jax.Array) -> jax.Array:

@@ -19,10 +19,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import are_whole, nearest, require
+from gen_jax.config import are_whole, require, require_known, require_least
 from gen_jax.gans.blocks import INITS, DownBlock, Layers, UpBlock
+from gen_jax.gans.layers import DTYPES
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 CONDITIONS = ('none', 'projection', 'auxiliary')
 
 
@@ -266,15 +266,8 @@ def check(config, stem: int = 0) -> None:
       stem: how many of `d_multipliers` are not of blocks.
     """
     model = config.model
-    for field in ('latent_dim', 'channels'):
-        require(model[field] >= 1, f'model.{field}', model[field], 'a whole number of at least 1')
-    for field, known in (('condition', CONDITIONS), ('weight_init', INITS), ('dtype', DTYPES)):
-        require(
-            model[field] in known,
-            f'model.{field}',
-            model[field],
-            f'a known name{nearest(model[field], known)}',
-        )
+    require_least('model', model, latent_dim=1, channels=1)
+    require_known('model', model, condition=CONDITIONS, weight_init=INITS, dtype=DTYPES)
     require(model.norm_epsilon > 0, 'model.norm_epsilon', model.norm_epsilon, 'a positive number')
     for field, fewest in (('g_multipliers', 2), ('d_multipliers', 1 + stem)):
         good = len(model[field]) >= fewest and are_whole(model[field])

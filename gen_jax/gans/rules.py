@@ -1,6 +1,6 @@
 """The rules of a game, `config.gan`: what there is, and what does not fit together."""
 
-from gen_jax.config import are_positive, nearest, require
+from gen_jax.config import are_positive, nearest, require, require_known, require_least
 from gen_jax.gans import networks
 from gen_jax.gans.augment import AUGMENTATIONS
 from gen_jax.gans.objectives import OBJECTIVES
@@ -87,15 +87,15 @@ def check(config) -> None:
     """Raises UserError where the rules do not exist or do not fit each other or the networks."""
     networks.build(config)  # Numbers of networks that are wrong by themselves come first.
     rules, batch = config.gan, config.batch_size
-    named = [
-        ('objective', OBJECTIVES, rules.objective),
-        ('penalty', ('', *PENALTIES), rules.penalty),
-    ]
-    for field, known, value in (*named, *(('augment', AUGMENTATIONS, x) for x in rules.augment)):
-        require(value in known, f'gan.{field}', value, f'a known name{nearest(value, known)}')
-    require(rules.n_critic >= 1, 'gan.n_critic', rules.n_critic, 'a whole number of at least 1')
+    require_known('gan', rules, objective=OBJECTIVES, penalty=('', *PENALTIES))
+    for name in rules.augment:
+        expected = f'known names{nearest(name, AUGMENTATIONS)}'
+        require(name in AUGMENTATIONS, 'gan.augment', rules.augment, expected)
+    require_least('gan', rules, n_critic=1, penalty_every=1, unroll=0)
+    if 'path_length' in rules:
+        require_least('gan', rules, path_length_every=1)
     packing = config.model.get('packing', 1)
-    parts = rules.n_critic * config.accumulate * max(packing, 1)
+    parts = rules.n_critic * config.accumulate * packing
     product = 'n_critic * accumulate' + ' * model.packing' * (packing > 1)
     require(batch % parts == 0, 'batch_size', batch, f'a multiple of {product} = {parts}')
     if 'mbstd_group' in config.model:
@@ -112,14 +112,11 @@ def check(config) -> None:
         'consistency',
         'consistency_fake',
         'auxiliary_weight',
-        'unroll',
         'drift',
         *(('grow_steps',) if 'grow_steps' in rules else ()),
         *(('path_length',) if 'path_length' in rules else ()),
     ):
         require(rules[field] >= 0, f'gan.{field}', rules[field], '0 or more')
-    for field in ('penalty_every', *(('path_length_every',) if 'path_length' in rules else ())):
-        require(rules[field] >= 1, f'gan.{field}', rules[field], 'a whole number of at least 1')
     for field in ('feature_matching', *(('style_mixing',) if 'style_mixing' in rules else ())):
         require(0 <= rules[field] <= 1, f'gan.{field}', rules[field], '0 to 1')
     for field in ('d_rate_ratio', 'penalty_target'):

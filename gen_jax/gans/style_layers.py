@@ -9,20 +9,19 @@ Widths are told by two numbers: a feature map of s by s pixels has min(channel_b
 channel_max) channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import require
+from gen_jax.config import require, require_known, require_least
 from gen_jax.errors import UserError
 from gen_jax.nn.conv import NHWC, conv
 from gen_jax.nn.fir import downsample, upsample
 from gen_jax.nn.fir_conv import down_conv, up_conv
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 TAPS = (1, 3, 3, 1)  # StyleGAN2's filter
 BOX = (0, 1, 1, 0)  # nearest neighbours when doubling, means when halving
 EPSILON = 1e-8  # added to mean squares and sums of squares
@@ -211,7 +210,7 @@ def width_at(size: int, channel_base: int, channel_max: int) -> int:
     return min(channel_base // size, channel_max)
 
 
-def check_model(config, whole: Sequence[str], choices: dict[str, Sequence[str]]) -> None:
+def check_model(config, whole: Sequence[str], choices: dict[str, Iterable[str]]) -> None:
     """Checks what the configs of Progressive GAN, StyleGAN and StyleGAN2 have in common.
 
     Args:
@@ -225,9 +224,7 @@ def check_model(config, whole: Sequence[str], choices: dict[str, Sequence[str]])
     model, size = config.model, config.data.image_size
     sizes = 'a power of two of at least 8: 8, 16, 32, ...'
     require(size >= 8 and size == 2 ** (size.bit_length() - 1), 'data.image_size', size, sizes)
-    for name in whole:
-        require(model[name] >= 1, f'model.{name}', model[name], 'a whole number of at least 1')
+    require_least('model', model, **dict.fromkeys(whole, 1))
     expected = f'at least data.image_size={size}, so that each feature map has a channel'
     require(model.channel_base >= size, 'model.channel_base', model.channel_base, expected)
-    for name, known in choices.items():
-        require(model[name] in known, f'model.{name}', model[name], f'one of {", ".join(known)}')
+    require_known('model', model, **choices)

@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax.gans.layers import DTYPES
 from gen_jax.gans.progressive import HE, Discriminator, blurred, grown, leaky
 from gen_jax.gans.style_layers import (
     BOX,
-    DTYPES,
     EPSILON,
     EqualizedConv,
     EqualizedDense,
@@ -29,7 +29,7 @@ from gen_jax.gans.style_layers import (
 from gen_jax.gans.stylegan2 import StyleGenerator, fields
 
 WHOLE = ('latent_dim', 'w_dim', 'channel_max', 'mapping_layers', 'mbstd_group')
-CHOICES = {'dtype': tuple(DTYPES)}
+CHOICES = {'dtype': DTYPES}
 
 
 def instance_norm(x: jax.Array) -> jax.Array:

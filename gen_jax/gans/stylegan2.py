@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.config import require
+from gen_jax.gans.layers import DTYPES
 from gen_jax.gans.style_layers import (
-    DTYPES,
     TAPS,
     EqualizedConv,
     EqualizedDense,
@@ -38,7 +38,7 @@ from gen_jax.nn.fir import upsample
 CHOICES = {
     'g_architecture': ('skip', 'resnet', 'orig'),
     'd_architecture': ('resnet', 'orig'),
-    'dtype': tuple(DTYPES),
+    'dtype': DTYPES,
 }
 WHOLE = ('latent_dim', 'w_dim', 'channel_max', 'mapping_layers', 'label_layers', 'mbstd_group')
 ROOT_HALF = 0.5**0.5  # keeps the mean square of a sum of two
