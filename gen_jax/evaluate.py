@@ -59,7 +59,8 @@ def kept(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
 
 
 # What two values must share to be compared.
-COMPARABLE = ('n', 'reference', 'weights_sha256', 'resize', 'sampler', 'knobs', 'label')
+COMPARABLE = ('n', 'reference', 'data', 'settings', 'weights_sha256', 'heads_sha256', 'resize')
+COMPARABLE += ('distance', 'sampler', 'knobs', 'label', 'standing')
 
 
 class Trials:
@@ -72,7 +73,9 @@ class Trials:
         """Opens what the numbers need, so that what is missing is told before the first step."""
         self._program, self._folder, options = program, folder, program.config.eval
         self._judge = (
-            Judge(program, options.every_metrics, options.every_n) if options.every else None
+            Judge(program, options.every_metrics, options.every_n, 'every_metrics')
+            if options.every
+            else None
         )
         self._sign, self._best = 0, ''
         if options.best:
@@ -98,15 +101,17 @@ class Trials:
         return rows
 
     def record(self, step: int, rows: dict[str, dict]) -> None:
-        """Leaves the numbers of a step on disk."""
-        self._path(step).parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(self._path(step), rows)
+        """Leaves the numbers of a step on disk, beside others of the same state."""
+        path = self._path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(path, kept(path, rows) | rows)
 
     def recorded(self, step: int) -> dict[str, dict]:
-        """What was found at a step, {} where nothing was, or nothing is asked for."""
-        if not self._judge:
+        """What was found at a step, {} where not all was that is asked for, or nothing is."""
+        if not self._judge or not self._path(step).exists():
             return {}
-        return workdir.read_json(self._path(step)) if self._path(step).exists() else {}
+        rows = workdir.read_json(self._path(step))
+        return rows if rows.keys() >= {*self._judge.given()} else {}
 
     def _path(self, step: int) -> Path:
         return self._folder / 'evaluations' / f'step_{step:08d}.json'

@@ -62,26 +62,32 @@ DIVERSE, PAIRS = 500, 1000  # images that diversity looks at, and pairs of them
 COLLAPSED = 0.5  # diversity over that of real images, below which a warning is given
 
 
-def check(program: Program, names: Iterable[str]) -> None:
-    """Raises UserError where the config, the method or the data cannot give a metric."""
+def check(program: Program, names: Iterable[str], field: str = 'metrics') -> None:
+    """Raises UserError where the config, the method or the data cannot give a metric.
+
+    Args:
+      program: of the model.
+      names: of metrics.
+      field: of `config.eval`, that has them.
+    """
     config, options = program.config, program.config.eval
     _check_names('network', options.network, NETWORKS)
     _check_names('resize', options.resize, RESIZES)
     _check_names('perceptual', options.perceptual, ('ssim', *lpips.NETS))
     require(options.dims in DIMS, 'eval.dims', options.dims, f'one of {DIMS}')
     if not names:
-        raise UserError(f'no metric in config.eval.metrics: name some of {", ".join(METRICS)}')
+        raise UserError(f'no metric in config.eval.{field}: name some of {", ".join(METRICS)}')
     for name in names:
         if name not in METRICS:
             near = nearest(str(name), METRICS)
             raise UserError(
-                f"config.eval.metrics: no metric {name!r}{near}; written as \"('fid', 'kid')\""
+                f"config.eval.{field}: no metric {name!r}{near}; written as \"('fid', 'kid')\""
             )
-        for field in NEEDS.get(name, ('sample_step',)):
-            if getattr(program.method, field) is None:
+        for needed in NEEDS.get(name, ('sample_step',)):
+            if getattr(program.method, needed) is None:
                 raise UserError(
-                    f'config.method={config.method!r} has no {field}, which metric {name!r} '
-                    'needs: leave it out of config.eval.metrics'
+                    f'config.method={config.method!r} has no {needed}, which metric {name!r} '
+                    f'needs: leave it out of config.eval.{field}'
                 )
     inception = options.network == 'inception'
     refused = (
@@ -109,7 +115,7 @@ def check(program: Program, names: Iterable[str]) -> None:
     for cannot, why in refused:
         for name in names:
             if name in cannot:
-                raise UserError(f'metric {name!r} {why}, or leave it out of config.eval.metrics')
+                raise UserError(f'metric {name!r} {why}, or leave it out of config.eval.{field}')
 
 
 def _check_names(field: str, value: str, known: Iterable[str]) -> None:
@@ -124,16 +130,18 @@ class Judge:
       of_samples: the metrics that look at samples.
     """
 
-    def __init__(self, program: Program, names: Iterable[str], n: int):
+    def __init__(self, program: Program, names: Iterable[str], n: int, field: str = 'metrics'):
         """Opens networks and reference sets, so that what is missing is told beforehand.
 
         Args:
           program: of the model.
           names: of metrics.
           n: how many samples will be judged.
+          field: of `config.eval`, that has the names, for errors.
         """
-        check(program, names)
+        check(program, names, field)
         self._program, self._names, self._n = program, tuple(names), n
+        self._leave_out = f'leave it out of config.eval.{field}'
         self._compared = tuple(name for name in names if name in compare.ROLE)
         self.of_samples = tuple(
             name for name in names if NEEDS.get(name, ('sample_step',)) == ('sample_step',)
@@ -172,8 +180,7 @@ class Judge:
         if self._keep and classes not in (None, self._extractor.classes):
             raise UserError(
                 f'network {options.network!r} tells {self._extractor.classes} classes apart, but '
-                f'{config.data.source} has {classes}: leave accuracy and modes out of '
-                'config.eval.metrics'
+                f'{config.data.source} has {classes}: as for accuracy or modes, {self._leave_out}'
             )
 
     def _open_distance(self) -> None:
@@ -182,22 +189,22 @@ class Judge:
         name = next(name for name in self._names if name in PERCEPTUAL)
         seen_by = {self._perceptual} | ({'ssim'} if 'reconstruction' in self._names else set())
         for distance in sorted(seen_by):
-            check_side(config, distance, f'metric {name!r}', 'leave it out of config.eval.metrics')
+            check_side(config, distance, f'metric {name!r}', self._leave_out)
 
     def _open_probe(self) -> None:
         data = self._program.config.data
         self._fitted = sources.open_source(data, data.split)
         if not self._fitted.num_classes:
             raise UserError(
-                f"metric 'probe' needs images with labels, which {data.source} has not: leave it "
-                'out of config.eval.metrics'
+                f"metric 'probe' needs images with labels, which {data.source} has not: "
+                f'{self._leave_out}'
             )
 
     def _check_count(self, name: str, what: str, n: int | None, least: int) -> None:
         if n is not None and n < least:
             raise UserError(
                 f'metric {name!r} needs at least {least} images, and {what} are {n}: take more, or '
-                'leave it out of config.eval.metrics'
+                f'{self._leave_out}'
             )
 
     def __call__(self, step: int, state, images: Iterable[np.ndarray]) -> dict[str, dict]:
@@ -466,7 +473,11 @@ def per_example(program: Program, state) -> dict[str, dict]:
             columns.setdefault(name, []).append(values[:real])
         done += real
     rows = {name: _mean(np.concatenate(parts), config.data) for name, parts in columns.items()}
-    return {name: {**row, **BITS.get(name, {})} for name, row in rows.items()}
+    # What may be chosen after training, and decides these numbers.
+    parts = [part for part in ('likelihood', 'sampler') if part in config]
+    chosen = {part: workdir.plain(config[part]) for part in parts}
+    settings = {'settings': chosen} if chosen else {}
+    return {name: {**row, **BITS.get(name, {}), **settings} for name, row in rows.items()}
 
 
 def _mean(values: np.ndarray, data) -> dict:

@@ -87,7 +87,10 @@ class Loop:
     def steps(self, start: int, state, stop: 'Interruption'):
         """Steps until the end or an interruption; returns the steps done and the state."""
         config = self.program.config
-        if not self.trials.recorded(start):  # the last run was stopped before it
+        # What the last run was stopped before.
+        if start and self.draws(start):
+            self.draw_if_missing(start, state)
+        if not self.trials.recorded(start):
             self.evaluate(start, state)
         done, stopping = start, False
         while done < config.steps and not stopping:
@@ -97,15 +100,15 @@ class Loop:
             last = stopping or done == config.steps
             if last or done % config.log_every == 0:
                 self.log(done)
-            if config.sample_every and done % config.sample_every == 0 and not stopping:
-                self.draw(done, state)
-            # Before an evaluation too, which may take long or go wrong.
+            # Before what may take long or go wrong: pictures, evaluations.
             if last or done % config.checkpoint_every == 0 or self.trials.due(done):
                 self.log(done)  # a state whose metrics are not finite is never saved
                 self.checkpoints.save(done, state, self.batches.get_state())
+            if not stopping and self.draws(done):
+                self.draw(done, state)
             if not stopping:
                 self.evaluate(done, state)
-        if not stopping:
+        if not stopping and config.sample_every:
             self.draw_if_missing(done, state)
         return done, state
 
@@ -155,11 +158,19 @@ class Loop:
         if self.trials.due(step):
             start = time.monotonic()
             rows = self.trials(step, state, self.batches.get_state())
-            self.writers.write_scalars(step, {name: row['value'] for name, row in rows.items()})
-            self.writers.flush()
             if jax.process_index() == 0:
+                # Before it is logged, else a run that is killed in between logs it again.
                 self.trials.record(step, rows)
+            # Training may have numbers of the same names.
+            numbers = {f'eval/{name}': row['value'] for name, row in rows.items()}
+            self.writers.write_scalars(step, numbers)
+            self.writers.flush()
             self.since += time.monotonic() - start  # judging is no part of a step's time
+
+    def draws(self, step: int) -> bool:
+        """Whether the pictures of a step are wanted."""
+        every = self.program.config.sample_every
+        return bool(every) and step % every == 0
 
     def draw(self, step: int, state) -> None:
         """Writes the sample grid, and what else this method can show."""
@@ -178,11 +189,12 @@ class Loop:
         self.since += time.monotonic() - start  # drawing is no part of a step's time
 
     def draw_if_missing(self, step: int, state) -> None:
-        """The final grids; also for a run that was stopped after its last step, before drawing."""
-        program = self.program
-        name = 'reconstruction' if program.method.sample_step is None else 'step'  # drawn first
+        """The pictures of a step; also for a run that was stopped after it, before drawing."""
+        # The one that is drawn first.
+        name = 'reconstruction' if self.program.method.sample_step is None else 'step'
         drawn = (self.folder / 'samples' / f'{name}_{step:08d}.png').exists()
-        if program.config.sample_every and not drawn:
+        # As process 0 sees it, which writes them, perhaps just now.
+        if not multihost_utils.broadcast_one_to_all(np.bool_(drawn)):
             self.draw(step, state)
 
 

@@ -286,7 +286,8 @@ def test_a_guide_is_of_the_same_kind_of_time(runs, tmp_path, method, says):
 @pytest.mark.parametrize(
     ('text', 'says'),
     [
-        ('{', 'is not JSON'),
+        ('{', 'is no JSON object'),
+        ('[]', 'is no JSON object'),
         ('{}', 'is no config of this version'),
         ('{"method": "no.such"}', 'is not a method'),
         (

@@ -217,7 +217,8 @@ def test_training_evaluates_and_keeps_the_best(tmp_path):
     config = in_training(**{'eval.best': 'lowest fid_digits'})
     train.run(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    found = {line['step']: line['fid_digits'] for line in lines if 'fid_digits' in line}
+    name = 'eval/fid_digits'
+    found = {line['step']: line[name] for line in lines if name in line}
     assert sorted(found) == [2, 4, 6]
     best = json.loads((tmp_path / 'best.json').read_text())
     assert best['value'] == min(found.values())
@@ -242,7 +243,7 @@ def test_the_highest_may_be_the_best(tmp_path):
     train.run(in_training(**{**metrics, 'eval.best': 'highest elbo'}), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     best = json.loads((tmp_path / 'best.json').read_text())
-    assert best['value'] == max(line['elbo'] for line in lines if 'log_likelihood' in line)
+    assert best['value'] == max(line['eval/elbo'] for line in lines if 'eval/elbo' in line)
 
 
 @pytest.mark.slow
@@ -260,7 +261,8 @@ def test_a_resumed_run_evaluates_like_one_that_never_stopped(tmp_path):
     for run in ('whole', 'stopped'):
         lines = (tmp_path / run / 'metrics.jsonl').read_text().splitlines()
         lines = [json.loads(line) for line in lines]
-        numbers.append([(x['step'], x['fid_digits']) for x in lines if 'fid_digits' in x])
+        name = 'eval/fid_digits'
+        numbers.append([(x['step'], x[name]) for x in lines if name in x])
     assert numbers[0] == numbers[1]
 
 
@@ -314,6 +316,8 @@ def test_what_cannot_be_evaluated_is_told_in_one_line_and_beforehand(changes, sa
         ({'eval.best': 'lowest fid_digit'}, "did you mean 'fid_digits'"),
         ({'eval.best': 'lowest fid_digits', 'eval.every': 0}, 'eval.every'),
         ({'eval.every_metrics': ()}, 'eval.every_metrics'),
+        ({'eval.every_metrics': ('fidd',)}, r'config\.eval\.every_metrics: no metric'),
+        ({'eval.every_metrics': ('is',), 'eval.every_n': 9}, r'out of config\.eval\.every_metrics'),
         ({'eval.every_n': 1}, 'eval.every_n'),
     ],
 )
@@ -341,6 +345,42 @@ def test_a_best_of_other_settings_is_not_compared(tmp_path):
     assert again['asked'] == 'lowest elbo' != best['asked']
     (kept,) = [p.name for p in (tmp_path / 'best').iterdir() if p.name.isdigit()]
     assert kept == str(again['step'])
+
+
+ROW = {'value': 1.0, 'n': 64, 'data': 'digits test', 'distance': 'LPIPS', 'heads_sha256': 'a'}
+
+
+@pytest.mark.parametrize('other', ['n', 'data', 'distance', 'heads_sha256', 'settings', None])
+def test_which_settings_two_numbers_must_share_to_be_compared(tmp_path, monkeypatch, other):
+    config, kept = in_training(**{'eval.best': 'lowest fid_digits'}), []
+    trials = evaluate.Trials(Program(config, create(config)), tmp_path)
+    manager = types.SimpleNamespace(save=lambda step, *_: kept.append(step), close=lambda: None)
+    monkeypatch.setattr(evaluate, 'Checkpoints', lambda folder, keep: manager)
+    rows = {2: ROW, 4: {**ROW, 'value': 2.0, **({other: 'another'} if other else {})}}
+    for step, row in rows.items():
+        trials._keep_best(step, None, {}, row)
+    assert kept == ([2, 4] if other else [2])
+
+
+def test_a_likelihood_says_what_it_was_asked_with(small_network, monkeypatch):
+    config = default('diffusion.continuous', network='small')
+    program = Program(config, create(config))
+    found = {'ode_bits_per_dim': np.zeros(config.batch_size, np.float32)}
+    monkeypatch.setattr(Program, 'evaluate', lambda *_: found)
+    (row,) = judge.per_example(program, None).values()
+    assert row['settings']['likelihood']['tolerance'] == config.likelihood.tolerance
+    assert row['settings']['sampler']['name'] == config.sampler.name
+
+
+def test_a_step_is_evaluated_once_all_that_is_asked_for_is_there(tmp_path):
+    config = in_training(**{'eval.every_metrics': ('per_example', 'fid')})
+    trials = evaluate.Trials(Program(config, create(config)), tmp_path)
+    state = {'step': 2, 'seed': 0, 'ema': True}
+    trials.record(2, {'fid_digits': {**state, 'value': 1.0}})
+    assert trials.recorded(2) == {}
+    names = trials._program.evaluated()
+    trials.record(2, {name: {**state, 'value': 2.0} for name in names})
+    assert trials.recorded(2).keys() == {'fid_digits', *names}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from gen_jax.config import default
 from gen_jax.diffusion import networks
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
+from gen_jax.method import Method
+from gen_jax.runtime import writer
 from gen_jax.runtime.program import Program
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -72,6 +75,72 @@ def test_resumed_equals_uninterrupted(tmp_path, capsys):
     assert fingerprint(capsys) == whole
     inspect.run(small(), tmp_path / 'parts')
     assert fingerprint(capsys) == whole
+
+
+class Bare(train.Loop):
+    """A loop that computes nothing, and tells in `did` when it would have saved and drawn."""
+
+    def __init__(self, folder, broken=False, **changes):
+        method = Method(None, None, sample_step=True)
+        self.program = SimpleNamespace(config=small(**changes), method=method)
+        self.folder, self.broken, self.did = folder, broken, []
+        self.batches = SimpleNamespace(get_state=dict)
+        self.trials = SimpleNamespace(recorded=lambda step: True, due=lambda step: False)
+        self.checkpoints = SimpleNamespace(save=lambda step, *_: self.did.append(('save', step)))
+
+    def step(self, step, state):
+        return state
+
+    def log(self, step):
+        pass
+
+    def draw(self, step, state):
+        if self.broken:
+            raise UserError('broken')
+        self.did.append(('draw', step))
+
+    def go(self, start, stop=10):
+        self.steps(start, None, SimpleNamespace(requested=lambda step: step == stop))
+        return self.did
+
+
+def test_a_picture_that_fails_loses_no_step(tmp_path):
+    run = Bare(tmp_path, broken=True)
+    with pytest.raises(UserError, match='broken'):
+        run.go(0)
+    assert run.did == [('save', 3)]
+
+
+def test_pictures_that_a_run_was_stopped_before_are_drawn_by_the_next(tmp_path):
+    wanted = {'sample_every': 2, 'checkpoint_every': 10}
+    assert Bare(tmp_path, **wanted).go(0, stop=4) == [('draw', 2), ('save', 4)]
+    assert Bare(tmp_path, **wanted).go(4)[0] == ('draw', 4)
+    (tmp_path / 'samples').mkdir()
+    (tmp_path / 'samples/step_00000004.png').touch()
+    assert Bare(tmp_path, **wanted).go(4)[0] == ('save', 6)
+
+
+def test_an_evaluation_is_recorded_first_and_logged_by_a_name_of_its_own(tmp_path):
+    path, recorded = tmp_path / 'metrics.jsonl', []
+
+    class Trials:
+        def __call__(self, *_):
+            return {'elbo': {'value': 1.0}}
+
+        def due(self, step):
+            return True
+
+        def record(self, step, rows):
+            recorded.append(step)
+            assert not path.read_text()
+
+    run = Bare(tmp_path)
+    run.trials, run.since = Trials(), 0.0
+    run.writers = writer.Writers([writer.JsonlWriter(path, 0)])
+    run.evaluate(2, None)
+    run.writers.close()
+    assert recorded == [2]
+    assert json.loads(path.read_text()) == {'step': 2, 'eval/elbo': 1.0}
 
 
 @pytest.mark.slow

@@ -17,14 +17,17 @@ def read_json(path: Path) -> dict:
     """A file of fields.
 
     Raises:
-      UserError: no such file, or no JSON.
+      UserError: no such file, or none of fields.
     """
     if not path.is_file():
         raise UserError(f'{path} not found: expected a folder as diffusers saves it')
     try:
-        return json.loads(path.read_text())
+        fields = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
+    if not isinstance(fields, dict):
+        raise UserError(f'{path} is no JSON object: expected a folder as diffusers saves it')
+    return fields
 
 
 def read_weights(place: Path, kind: str) -> dict[str, np.ndarray]:

@@ -89,25 +89,28 @@ def _git(folder: Path, *command: str) -> str:
 def write_json(path: Path, value) -> None:
     """Writes in one stroke: a killed run leaves no half file. NaN and infinity become null."""
     partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + '\n')
+    partial.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + '\n')
     os.replace(partial, path)
 
 
-def _finite(value):
-    """JSON has no other numbers."""
+def finite(value):
+    """A value for JSON, which has no NaN and no infinity: None in their place."""
     if isinstance(value, dict):
-        return {name: _finite(x) for name, x in value.items()}
+        return {name: finite(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
+        return [finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path):
-    """Raises UserError where the file is not JSON."""
+def read_json(path: Path) -> dict:
+    """What `write_json` left of a dict; UserError where the file holds none."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError:
-        raise UserError(f'{path} is not JSON: restore it, or move its folder away') from None
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f'{path} is no JSON object: restore it, or move its folder away')
+    return found
 
 
 def check(config: ml_collections.ConfigDict, workdir: Path, after_training: bool = False) -> None:

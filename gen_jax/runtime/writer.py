@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gen_jax.runtime.workdir import finite
+
 
 class JsonlWriter:
     """One JSON object a line, appended: {"step": 100, "loss": 0.1, ...}."""
@@ -32,9 +34,9 @@ class JsonlWriter:
         self._file = path.open('a', buffering=1)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
-        """Appends a line."""
+        """Appends a line. NaN and infinity become null."""
         line = {'step': step, **{name: float(value) for name, value in scalars.items()}}
-        self._file.write(json.dumps(line) + '\n')
+        self._file.write(json.dumps(finite(line), allow_nan=False) + '\n')
 
     def write_images(self, step: int, images: dict) -> None:
         """Pictures are PNG files already."""

@@ -169,6 +169,9 @@ def test_damaged_folders_are_named(folder):
     (folder / 'config.json').write_text('{')
     with pytest.raises(UserError, match='is not JSON'):
         load_unet(str(folder))
+    (folder / 'config.json').write_text('[]')
+    with pytest.raises(UserError, match='is no JSON object'):
+        load_unet(str(folder))
     with pytest.raises(UserError, match=r'nowhere/config\.json not found'):
         load_unet('nowhere')
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from gen_jax.errors import UserError
 from gen_jax.runtime import workdir
 
 
@@ -15,6 +16,14 @@ def test_what_json_cannot_say_is_null(tmp_path):
         'd': [2, 'e'],
     }
     assert [place.name for place in tmp_path.iterdir()] == ['x.json']
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '3', 'null', ''])
+def test_a_file_that_holds_no_fields_is_told(tmp_path, text):
+    path = tmp_path / 'best.json'
+    path.write_text(text)
+    with pytest.raises(UserError, match=r'best\.json is no JSON object: restore it'):
+        workdir.read_json(path)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,14 @@ def test_jsonl_has_a_line_per_step(tmp_path):
     assert lines(path) == [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]
 
 
+def test_numbers_that_json_has_not_are_null(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    jsonl = writer.JsonlWriter(path, 0)
+    jsonl.write_scalars(1, {'fid': np.float32('nan'), 'kid': np.inf, 'n': 2})
+    jsonl.close()
+    assert path.read_text() == '{"step": 1, "fid": null, "kid": null, "n": 2.0}\n'
+
+
 def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
