@@ -16,11 +16,12 @@ from gen_jax.config import guided_by
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
-from gen_jax.runtime import images, workdir
+from gen_jax.runtime import arrays, images, workdir
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
 
 PART = 256  # images, at least, in a file of a sampling that is under way
+WHOLE = 'samples.npz'
 
 
 def run(config, folder: Path, step: str | None = None) -> None:
@@ -40,13 +41,13 @@ def run(config, folder: Path, step: str | None = None) -> None:
     step, state = load(program, folder, step)
     out = claimed(config, folder, step, state)
     state = program.settled(state)
-    if config.sample.format == 'png':
-        _draw_pngs(program, state, out)
-    else:
-        _draw_npz(program, state, out)
-    pictures = {'grid': program.sample(state, np.arange(min(config.sample.grid, config.sample.n)))}
-    pictures |= latent_grids(state)
+    draw, read = {'png': (_draw_pngs, _read_pngs), 'npz': (_draw_npz, _read_npz)}[
+        config.sample.format
+    ]
+    draw(program, state, out)
+    pictures = latent_grids(state)
     if jax.process_index() == 0:
+        pictures['grid'] = read(out, min(config.sample.grid, config.sample.n))
         for name, made in pictures.items():
             page = images.grid(made, None if name == 'grid' else 8)
             images.save_png(folder / 'samples' / f'{name}_{step:08d}.png', page)
@@ -158,6 +159,10 @@ def _draw_pngs(program: Program, state, out: Path) -> None:
                 images.save_png(out / f'{i:06d}.png', image)
 
 
+def _read_pngs(out: Path, n: int) -> np.ndarray:
+    return np.stack([images.read_png(out / f'{i:06d}.png') for i in range(n)])
+
+
 def stored(program: Program, state, out: Path, n: int) -> Iterator[np.ndarray]:
     """Images 0 .. n-1 in order, as they lie in `out`; those that are missing are drawn.
 
@@ -167,18 +172,21 @@ def stored(program: Program, state, out: Path, n: int) -> Iterator[np.ndarray]:
     Yields:
       uint8 [b, h, w, c].
     """
-    whole, parts = _whole(out), _parts(out)
+    whole, parts = min(n, _in_whole(out)), _parts(out)
     # Everyone has looked before anyone writes.
     multihost_utils.sync_global_devices('parts listed')
+    if jax.process_index() == 0:
+        for left in out.glob('.*.partial.npy'):  # by a run that was killed
+            left.unlink()
     # Whole batches: what a killed run loses is little more than the one at hand.
     size = program.config.sample.batch_size
     chunk = size * -(-PART // size)
-    done = 0
+    if whole:
+        yield from arrays.rows(out / WHOLE, 'images', whole, chunk)
+    done = whole
     while done < n:
         held = next(((a, b) for a, b in parts if a <= done < b), None)
-        if done < len(whole):
-            made = whole[done : min(n, done + chunk)]
-        elif held:
+        if held:
             made = np.load(out / f'part_{held[0]}_{held[1]}.npy')[done - held[0] : n - held[0]]
         else:
             stop = min([n, done + chunk, *(a for a, _ in parts if a > done)])
@@ -197,32 +205,37 @@ def _parts(out: Path) -> list[tuple[int, int]]:
     return sorted((int(match[1]), int(match[2])) for match in found if match)
 
 
-def _whole(out: Path) -> np.ndarray:
-    """The images of samples.npz, or none."""
-    if not (out / 'samples.npz').exists():
-        return np.zeros((0,), np.uint8)
-    with np.load(out / 'samples.npz') as made:
-        return made['images']
+def _in_whole(out: Path) -> int:
+    """How many images samples.npz has; 0 where there is none."""
+    if not (out / WHOLE).exists():
+        return 0
+    with arrays.telling(out / WHOLE), arrays.opened(out / WHOLE, 'images') as (file, _):
+        return arrays.header(file)[0][0]
 
 
 def _draw_npz(program: Program, state, out: Path) -> None:
     """One file `samples.npz` with `images` uint8 [n, h, w, c], and `label` where there are any.
 
-    Until all are there they lie in parts, named by the indices they hold.
+    Until all are there they lie in parts, named by the indices they hold. More than n stay.
     """
     n = program.config.sample.n
-    if len(_whole(out)) == n:
+    if _in_whole(out) >= n:
         return
-    arrays = {'images': np.concatenate(list(stored(program, state, out, n)))}
-    condition = program.condition(np.arange(n))
-    if 'label' in condition:
-        arrays['label'] = condition['label']
+    made, condition = stored(program, state, out, n), program.condition(np.arange(n))
+    labels = {name: condition[name] for name in condition.keys() & {'label'}}
+    if jax.process_index() == 0:
+        arrays.write_npz(out / WHOLE, 'images', n, made, **labels)
+    for _ in made:  # drawn by all processes
+        pass
     multihost_utils.sync_global_devices('all parts read')
     if jax.process_index() == 0:
-        np.savez(out / 'samples.partial.npz', **arrays)
-        os.replace(out / 'samples.partial.npz', out / 'samples.npz')
-        for part in out.glob('part_*'):
-            part.unlink()
+        for first, end in _parts(out):
+            if end <= n:
+                (out / f'part_{first}_{end}.npy').unlink()
+
+
+def _read_npz(out: Path, n: int) -> np.ndarray:
+    return np.concatenate(list(arrays.rows(out / WHOLE, 'images', n, n)))
 
 
 class LatentGrids:

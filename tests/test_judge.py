@@ -176,9 +176,10 @@ def test_parts_of_any_length_and_of_a_killed_run_are_read(trained):
         part.unlink()
     np.save(out / 'part_5_50.npy', images[5:50])
     np.save(out / 'part_40_290.npy', images[40:290])
-    (out / 'part_290_300.partial.npy').write_bytes(b'half')
+    (out / '.290_300.partial.npy').write_bytes(b'half')
     evaluate.run(config, trained)
     assert report(trained)['fid_digits']['value'] == whole['fid_digits']['value']
+    assert not list(out.glob('.*'))
 
 
 @pytest.mark.slow

@@ -1,21 +1,18 @@
 """Sets of images by name: a folder, an array of images in a file, or saved statistics."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 from PIL import ExifTags, Image
 
 from gen_jax.data import fitting, folder
@@ -24,6 +21,7 @@ from gen_jax.interop.weights import sha256
 from gen_jax.metrics import compare
 from gen_jax.metrics.features.extract import DIMS, Extractor
 from gen_jax.metrics.fid import Statistics, load_statistics
+from gen_jax.runtime import arrays
 
 SUFFIXES = (*folder.SUFFIXES, '.bmp')
 # What the images are called in an .npz of several arrays: by ourselves, and by guided-diffusion.
@@ -36,7 +34,6 @@ FIELDS = ('network', 'dims', 'resize', 'weights_sha256')
 GUIDED_DIFFUSION = {'network': 'inception-2015-12-05', 'resize': 'tf1'}
 READ = 50  # images at a time
 EXPECTED = 'a folder of images, an .npz or .npy of uint8 images, or an .npz of statistics'
-BROKEN = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -318,7 +315,7 @@ def _decode(files: list[str], channels: int, size: int) -> Iterator[np.ndarray]:
 
 
 def _open_npz(path: str, n: int | None) -> ImageSet:
-    with _telling(path), zipfile.ZipFile(path) as archive:
+    with arrays.telling(path), zipfile.ZipFile(path) as archive:
         members = [name for name in archive.namelist() if name.endswith('.npy')]
     names = [name.removesuffix('.npy') for name in members]
     statistics = tuple(role for role, pair in STATISTICS.items() if {*pair} <= {*names})
@@ -342,8 +339,8 @@ def _open_array(
     path: str, n: int | None, name: str | None = None, statistics: tuple[str, ...] = ()
 ) -> ImageSet:
     label = f'{path}[{name}]' if name else path
-    with _telling(path), _opened(path, name) as (file, length):
-        shape, fortran, dtype = _header(file)
+    with arrays.telling(path), arrays.opened(path, name) as (file, length):
+        shape, fortran, dtype = arrays.header(file)
         whole = length - file.tell() == math.prod(shape) * dtype.itemsize
     _check_shape(label, shape)
     count = _check_count(label, shape[0], n)
@@ -354,8 +351,8 @@ def _open_array(
     if fortran:
         raise UserError(f'{label} is in Fortran order: save np.ascontiguousarray(images)')
     if dtype != np.uint8:
-        _refuse_pixels(label, dtype, _rows(path, name, shape[0], 1000))
-    read = functools.partial(_rows, path, name, count)
+        _refuse_pixels(label, dtype, arrays.rows(path, name, shape[0], 1000))
+    read = functools.partial(arrays.rows, path, name, count)
     return ImageSet(path, 'npz' if name else 'npy', (count, *shape[1:], 1)[:4], statistics, read)
 
 
@@ -386,41 +383,3 @@ def _refuse_pixels(label: str, dtype: np.dtype, batches: Iterator[np.ndarray]) -
     raise UserError(
         f'{label} is {dtype} in [{low:.6g}, {high:.6g}], expected uint8 in [0, 255]: save {mend}'
     )
-
-
-def _rows(path: str, name: str | None, n: int, size: int) -> Iterator[np.ndarray]:
-    """The first n rows of an array, `size` at a time, straight from the file."""
-    with _opened(path, name) as (file, _):
-        shape, _, dtype = _header(file)
-        for start in range(0, n, size):
-            block = (min(size, n - start), *shape[1:])
-            with _telling(path):
-                data = file.read(math.prod(block) * dtype.itemsize)
-            yield np.frombuffer(data, dtype).reshape(block)
-
-
-@contextlib.contextmanager
-def _opened(path: str, name: str | None) -> Iterator[tuple[BinaryIO, int]]:
-    """An .npy file, or one inside an .npz, with its length in bytes."""
-    if name is None:
-        with open(path, 'rb') as file:
-            yield file, os.path.getsize(path)
-    else:
-        with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as file:
-            yield file, archive.getinfo(f'{name}.npy').file_size
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, whether in Fortran order, dtype) of an .npy; leaves the file at its first byte."""
-    version = npy.read_magic(file)
-    return (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
-
-
-@contextlib.contextmanager
-def _telling(path: str) -> Iterator[None]:
-    """Names a file that turns out to be broken."""
-    try:
-        yield
-    except BROKEN as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise UserError(f'{path} cannot be read ({reason}): make or fetch it again') from error

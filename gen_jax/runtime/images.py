@@ -34,3 +34,10 @@ def save_png(path: Path, image: np.ndarray) -> None:
     partial = path.with_name(f'.{path.name}.partial')
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(partial, 'PNG')
     os.replace(partial, path)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """What `save_png` wrote, uint8 [h, w, 1 or 3]."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
