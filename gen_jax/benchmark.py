@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
-from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen_jax import latent
 from gen_jax.plan import row
 from gen_jax.runtime import cost, random, workdir
+from gen_jax.runtime.operations import flops
 from gen_jax.runtime.program import Program
 from gen_jax.runtime.topology import GIB
 
@@ -224,9 +223,8 @@ def compiled_twice(lower: Callable) -> tuple[jax.stages.Compiled, dict[str, floa
 def part_flops(program: Program, name: str) -> int:
     """The model's operations in one call of a part of `PARTS`, over all devices; see `flops`."""
     method, state, n = program.method, program.state_shape, program.config.sample.batch_size
-    key = jax.eval_shape(lambda: random.stream(0, 'benchmark'))
     if name == 'train_step':
-        return flops(jax.make_jaxpr(method.train_step)(key, state, program.batch_spec))
+        return program.flops()
     x_t, t, condition = jax.eval_shape(lambda: _asked(program))
     if name == 'network_call':
         return flops(jax.make_jaxpr(method.denoise)(state, x_t, t, condition))
@@ -234,53 +232,6 @@ def part_flops(program: Program, name: str) -> int:
         return method.network_calls * part_flops(program, 'network_call')
     keys = jax.eval_shape(lambda: random.sample_keys(0, 'sample', jnp.arange(n)))
     return flops(jax.make_jaxpr(method.sample_step)(keys, state, condition))
-
-
-def flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
-    """Multiplications and additions of all matrix products and convolutions whose results matter.
-
-    Loops of known length count as often as they run; others, whose length is data, once. Of
-    branches the most expensive counts, and of those by platform the default: a convolution counts
-    as the plain sum even where it is computed in another way. Products with the zeros of a padding
-    or between the pixels of a dilation do not count, as in XLA's own analysis; so each gradient of
-    a convolution counts exactly what the convolution does. Kernels written by hand, as in Pallas,
-    are not understood.
-    """
-    jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return sum(map(_equation_flops, needed.eqns))
-
-
-def _equation_flops(equation: JaxprEqn) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == 'dot_general':
-        return _dot_flops(equation)
-    if name == 'conv_general_dilated':
-        return _conv_flops(equation)
-    inner = [flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
-    if name == 'cond':
-        return inner[-1] if params.get('branches_platforms') else max(inner)
-    return sum(inner) * (params['length'] if name == 'scan' else 1)
-
-
-def _dot_flops(equation: JaxprEqn) -> int:
-    (contracted, _), _ = equation.params['dimension_numbers']
-    lhs, out = equation.invars[0].aval, equation.outvars[0].aval
-    return 2 * out.size * math.prod(lhs.shape[i] for i in contracted)
-
-
-def _conv_flops(equation: JaxprEqn) -> int:
-    params, (lhs, rhs) = equation.params, (x.aval.shape for x in equation.invars)
-    out = equation.outvars[0].aval.shape
-    of_lhs, of_rhs, of_out = params['dimension_numbers']
-    pairs = 1  # of a pixel of the result and one of the kernel that meet over a pixel of the image
-    for i, (low, _) in enumerate(params['padding']):
-        at_out = np.arange(out[of_out[2 + i]]) * params['window_strides'][i]
-        at_kernel = np.arange(rhs[of_rhs[2 + i]]) * params['rhs_dilation'][i]
-        at = np.add.outer(at_out, at_kernel) - low
-        pixel, between = np.divmod(at, params['lhs_dilation'][i])
-        pairs *= int(((between == 0) & (pixel >= 0) & (pixel < lhs[of_lhs[2 + i]])).sum())
-    return 2 * pairs * out[of_out[0]] * out[of_out[1]] * rhs[of_rhs[1]]
 
 
 # What runs.
@@ -334,12 +285,13 @@ def interleave(chains: list[Chain]) -> None:
 def _call(program: Program, name: str, chains: dict[str, Chain], state) -> tuple:
     """The call of a part's chain, and what it takes first.
 
-    Training goes on with one batch, denoising with what it has made; drawing starts anew. Both use
-    the state that training has come to, as it leaves no other.
+    Training goes on with one batch from the last step on, denoising with what it has made; drawing
+    starts anew. Both use the state that training has come to, as it leaves no other.
     """
+    last = program.config.steps - 1
 
     def train(state):
-        return program.train_step(program.config.steps, state, batch)[0]  # as the last ones are
+        return program.train_step(last, state, batch)[0]
 
     def denoise(x_t):
         return program.denoise(chains['train_step'].carry, x_t, t, condition)
@@ -350,6 +302,9 @@ def _call(program: Program, name: str, chains: dict[str, Chain], state) -> tuple
     put = functools.partial(jax.jit, out_shardings=program.batch_sharding)
     if name == 'train_step':
         batch = put(lambda: _batch(program))()
+        if hasattr(state, 'step'):  # by which networks grow
+            where = program.state_shape.step
+            state = state.replace(step=jax.device_put(where.dtype.type(last), where.sharding))
         return train, state
     if name == 'network_call':
         x_t, t, condition = put(lambda: _asked(program))()

@@ -311,7 +311,8 @@ def _check_eval(options) -> None:
 
 
 def _check_rules(rules: tuple) -> None:
-    expected = "((regex, (axis or None, ...)), ...), such as (('conv', (None, 'fsdp')),)"
+    example = "(('conv_?[0-9]/kernel', (None, None, None, 'fsdp')),)"
+    expected = f'((regex, (axis or None, ...)), ...), such as {example}'
     try:
         for pattern, spec in rules:
             re.compile(pattern)

@@ -22,7 +22,8 @@ def run(config, folder: Path, step: str | None = None) -> None:
         print(f'{name}:')
         print(parameter_overview.get_parameter_overview(net.params, include_stats=False))
         print(f'{name}: {count(net.params):,} parameters')
-    print(f'train_step: {program.flops():.4g} FLOPs for a batch of {config.batch_size}')
+    flops, n = program.flops(), config.batch_size
+    print(f'train_step: {flops:.4g} FLOPs in products and convolutions for a batch of {n}')
     if (folder / 'checkpoints').exists():
         step, state = load(program, folder, step)
         print(f'step {step}, state fingerprint {fingerprint(state)}')

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
-from gen_jax import benchmark
-from gen_jax.benchmark import Chain, flops
+from gen_jax import benchmark, inspect
+from gen_jax.benchmark import Chain
 from gen_jax.config import create, default
 from gen_jax.errors import UserError
+from gen_jax.method import Method
 from gen_jax.nn.conv import conv3x3, kernel_gradient
+from gen_jax.runtime.operations import flops
 from gen_jax.runtime.program import Program
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +248,45 @@ def test_parts_and_recomputed_norms_cost_no_product():
     norms = training_flops(**{'model.remat': 'norms'})
     assert norms == plain + attention
     assert training_flops(**{'model.remat': 'blocks'}) > norms
+
+
+class Grown(struct.PyTreeNode):
+    step: jax.Array
+
+
+def growing():
+    """A method whose step multiplies 4x4 matrices, and 8x8 ones from step 2 on."""
+
+    def train_step(key, state, batch, stage=8):
+        x = jnp.full((stage, stage), state.step + 1.0)
+        return state.replace(step=state.step + 1), {'loss': (x @ x).sum()}
+
+    return Method(
+        lambda key, batch: Grown(jnp.int32(0)), train_step, stage=lambda step: 4 if step < 2 else 8
+    )
+
+
+@pytest.mark.parametrize(('steps', 'size'), [(2, 4), (3, 8)])
+def test_what_grows_is_counted_timed_and_lowered_as_in_its_last_step(steps, size):
+    config = default('gans.adversarial')
+    config.steps = steps
+    program = Program(config, growing())
+    assert benchmark.part_flops(program, 'train_step') == 2 * size**3
+    assert f'{size}x{size}xf32' in program.lower_train().as_text()
+    train, state = benchmark._call(program, 'train_step', {}, program.init())
+    assert state.step == steps - 1
+    assert train(state).step == steps
+
+
+@pytest.mark.parametrize('parts', [1, 4])
+def test_inspect_counts_every_part_of_a_batch(tmp_path, capsys, parts):
+    config = default('autoencoders.autoencoder')
+    config.update_from_flattened_dict({'accumulate': parts, 'batch_size': 8})
+    inspect.run(config, tmp_path)
+    told = capsys.readouterr().out.split('train_step: ')[1]
+    config.accumulate = 1
+    whole = Program(config, create(config)).flops()
+    assert told == f'{whole:.4g} FLOPs in products and convolutions for a batch of 8\n'
 
 
 def test_guidance_costs_two_images():

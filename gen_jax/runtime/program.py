@@ -9,7 +9,7 @@ import numpy as np
 
 from gen_jax.data import pipeline
 from gen_jax.method import Method
-from gen_jax.runtime import random, sharding
+from gen_jax.runtime import operations, random, sharding
 from gen_jax.runtime.compilation import compiler_options
 
 
@@ -47,6 +47,7 @@ class Program:
             return method.init(random.stream(config.seed, 'init'), batch)
 
         shapes = jax.eval_shape(init)
+        sharding.check_rules(config.mesh.rules, shapes)
         placed = sharding.state_shardings(self.mesh, shapes, config.mesh.rules)
         self.state_shape = sharding.laid_out(shapes, placed)
         self._gathered = functools.partial(sharding.gathered, shardings=placed)
@@ -77,12 +78,12 @@ class Program:
         )
         split = self.batch_sharding
         self._encode = method.encode and jit(
-            self._whole(method.encode),
+            self._whole(method.encode, spread=True),
             in_shardings=(placed, None),
             out_shardings=self._everywhere,
         )
         self._decode = method.decode and jit(
-            self._whole(method.decode),
+            self._whole(method.decode, spread=True),
             in_shardings=(placed, None, None),
             out_shardings=self._everywhere,
         )
@@ -115,28 +116,38 @@ class Program:
         gc.collect()
         return state
 
-    def _whole(self, function):
+    def _whole(self, function, spread: bool = False):
+        """What sees whole parameters; with `spread` each device works on its share of the rest."""
+
         @functools.wraps(function)
         def with_gathered(state, *args):
-            return function(self._gathered(state), *args)
+            return function(self._gathered(state), *(self._spread(args) if spread else args))
 
         return with_gathered
 
     def _stage(self, step):
         return self.method.stage and self.method.stage(step)
 
+    @property
+    def _last_stage(self):
+        return self._stage(self.config.steps - 1)
+
     def _stepping(self, stage):
         """What a training step computes in this stage; None where there are none."""
-        told = {} if self.method.stage is None else {'stage': stage}
+        of_stage = self._of_stage(stage)
 
         def _train_step(seed, step, state, batch):
             key, state = (
                 random.step_key(seed, 'train', step),
                 self._gathered(state, parts=('params',)),
             )
-            return self.method.train_step(key, state, batch, **told)
+            return of_stage(key, state, batch)
 
         return _train_step
+
+    def _of_stage(self, stage):
+        told = {} if self.method.stage is None else {'stage': stage}
+        return functools.partial(self.method.train_step, **told)
 
     def _sample_step(self, seed, state, indices, condition):
         keys = random.sample_keys(seed, 'sample', indices)
@@ -188,7 +199,7 @@ class Program:
 
     def lower_train(self) -> jax.stages.Lowered:
         """train_step, the last one's, ready to compile for the mesh's devices."""
-        scalar, train = self._described(np.int32(0)), self._train(self._stage(self.config.steps))
+        scalar, train = self._described(np.int32(0)), self._train(self._last_stage)
         return train.lower(scalar, scalar, self.state_shape, self.batch_spec)
 
     def lower_sample(self) -> jax.stages.Lowered:
@@ -205,9 +216,11 @@ class Program:
         condition = self.condition(np.arange(n, dtype=np.int32))
         return self._denoise.lower(self.state_shape, x_t, t, condition)
 
-    def flops(self) -> float:
-        """Floating-point operations of one train_step, as XLA counts them before optimising."""
-        return (self.lower_train().cost_analysis() or {}).get('flops', float('nan'))
+    def flops(self) -> int:
+        """Operations of one train_step, the last one's, over all devices: `operations.flops`."""
+        key = jax.eval_shape(lambda: random.stream(0, 'train'))
+        step = self._of_stage(self._last_stage)
+        return operations.flops(jax.make_jaxpr(step)(key, self.state_shape, self.batch_spec))
 
     def condition(self, indices: np.ndarray) -> dict:
         """What the samples of these indices are asked for: labels in turn, and the knobs."""
@@ -252,15 +265,24 @@ class Program:
 
     def encode(self, state, batch: dict) -> np.ndarray:
         """The method's latents of a batch that every process holds whole."""
-        return jax.device_get(self._encode(state, self._put(batch)))
+        filled, n = self._filled(batch)
+        return jax.device_get(self._encode(state, self._put(filled)))[:n]
 
     def decode(self, state, latents: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:
         """The method's images of latents that every process holds whole, float32 in [-1, 1].
 
         Where the model knows classes, `label` is int32 [n].
         """
-        condition = {} if label is None else {'label': label}
-        return jax.device_get(self._decode(state, *self._put((latents, condition))))
+        filled, n = self._filled((latents, {} if label is None else {'label': label}))
+        return jax.device_get(self._decode(state, *self._put(filled)))[:n]
+
+    def _filled(self, tree):
+        """Arrays [n, ...], some rows again at the end, so that the mesh divides them; and n."""
+        n, parts = len(jax.tree.leaves(tree)[0]), sharding.parts(self.mesh)
+        if n % parts == 0:
+            return tree, n
+        at = np.resize(np.arange(n), -(-n // parts) * parts)
+        return jax.tree.map(lambda x: x[at], tree), n
 
     def evaluate(self, state, indices: np.ndarray, batch: dict) -> dict[str, np.ndarray]:
         """The method's numbers for one global batch, each float32 [b]."""

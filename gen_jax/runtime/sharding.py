@@ -165,13 +165,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def parts(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def check_divides(batch_size: int, mesh: Mesh, field: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    if batch_size % parts:
-        nearest = max(1, math.floor(batch_size / parts + 0.5)) * parts
+    n = parts(mesh)
+    if batch_size % n:
+        nearest = max(1, math.floor(batch_size / n + 0.5)) * n
         raise UserError(
-            f'config.{field}={batch_size} is not a multiple of the {parts} parts that the mesh '
+            f'config.{field}={batch_size} is not a multiple of the {n} parts that the mesh '
             f'splits a batch into: try {nearest}'
         )
 
@@ -183,6 +188,23 @@ def laid_out(shapes, placed):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     return jax.tree.map(one, shapes, placed)
+
+
+def check_rules(rules: tuple, state) -> None:
+    """Raises UserError where a rule's regex is found in no leaf's path."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0] if rules else []
+    names = {_name(path): leaf.size for path, leaf in leaves}
+    for pattern, _ in rules:
+        if not any(re.search(pattern, name) for name in names):
+            largest = max(names, key=names.get)
+            raise UserError(
+                f'config.mesh.rules: {pattern!r} is found in the path of no parameter: expected a '
+                f'regex for paths such as {largest!r}'
+            )
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def state_shardings(mesh: Mesh, state, rules: tuple = ()):
@@ -197,7 +219,7 @@ def state_shardings(mesh: Mesh, state, rules: tuple = ()):
     sizes = mesh.shape
 
     def place(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        name = _name(path)
         for pattern, spec in rules:
             if re.search(pattern, name):
                 return NamedSharding(mesh, _checked(spec, leaf.shape, sizes, name, pattern))
@@ -220,8 +242,7 @@ def gathered(state, shardings, parts: tuple[str, ...] = ('params', 'ema')):
     """
 
     def gather(path, leaf, where):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        if not set(parts) & set(name.split('/')):
+        if not set(parts) & set(_name(path).split('/')):
             return leaf
         spec = P(*(None if axis == 'fsdp' else axis for axis in where.spec))
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(where.mesh, spec))
@@ -242,14 +263,16 @@ def _by_shape(shape: tuple, sizes: dict) -> P:
 
 
 def _checked(spec: tuple, shape: tuple, sizes: dict, name: str, pattern: str) -> P:
+    named = [axis for axis in spec if axis is not None]
     fits = len(spec) <= len(shape) and all(
         axis is None or (axis in sizes and size % sizes[axis] == 0)
         for axis, size in zip(spec, shape, strict=False)
     )
-    if not fits:
+    if not fits or len({*named}) < len(named):
         raise UserError(
             f'config.mesh.rules: {pattern!r} -> {tuple(spec)} does not fit {name} of shape '
-            f'{tuple(shape)}: name one of {AXES} or None per dimension, each dividing its size'
+            f'{tuple(shape)}: name one of {AXES} or None per dimension, none twice, each dividing '
+            'its size'
         )
     return P(*spec)
 

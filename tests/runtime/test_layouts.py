@@ -39,9 +39,9 @@ def run(name: str) -> dict:
     """What two steps, and a batch of samples, give on each mesh, and how the state lies there.
 
     Returns:
-      For each mesh: `metrics` of each step, `images`, and `state`, {path: {shape, parts, norm,
-      error}}: the shapes of a leaf and of each device's part of it, its L2 norm, and its largest
-      difference from one device's over that leaf's largest number.
+      For each mesh: `metrics` of each step, `images`, `decoded` images, and `state`, {path: {shape,
+      parts, norm, error}}: the shapes of a leaf and of each device's part of it, its L2 norm, and
+      its largest difference from one device's over that leaf's largest number.
     """
     import jax
 
@@ -66,7 +66,10 @@ def run(name: str) -> dict:
         for step in range(2):
             state, metrics = program.train_step(step, state, program.to_global(next(batches)))
             losses.append({name: float(value) for name, value in metrics.items()})
-        images = None
+        decoded, images = None, None
+        if program.method.encode is not None:  # five images, which no mesh of several divides
+            z = program.encode(state, program.given([source[i] for i in range(5)]))
+            decoded = program.decode(state, z).tolist()
         if program.method.sample_step is not None:
             images = program.sample(state, np.arange(8)).tolist()
         leaves = {
@@ -76,6 +79,7 @@ def run(name: str) -> dict:
         alone = alone or jax.tree.map(np.asarray, leaves)
         described = {name: describe(leaf, alone[name]) for name, leaf in leaves.items()}
         found[mesh] = {'metrics': losses, 'images': images, 'state': described}
+        found[mesh]['decoded'] = decoded
     return found
 
 
@@ -133,6 +137,8 @@ def test_every_mesh_gives_the_numbers_of_one_device(found, mesh):
         assert leaf['norm'] == pytest.approx(one['state'][name]['norm'], rel=2e-3, abs=1e-6), name
         if '/params/' not in name and '/ema/' not in name:  # moments, batch statistics, counts
             assert leaf['error'] < 1e-3, name
+    if one['decoded'] is not None:
+        np.testing.assert_allclose(other['decoded'], one['decoded'], atol=1e-2)
     if one['images'] is not None:
         difference = np.subtract(other['images'], one['images'])
         assert np.abs(difference).max() <= 1  # another program may round a pixel the other way

@@ -1,12 +1,17 @@
 """Programs: what a step leaves of its memory, how many steps make one call, what crosses over."""
 
 import functools
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from gen_jax.config import create, default
+from gen_jax.method import Method
+from gen_jax.runtime import sharding
 from gen_jax.runtime.program import Program
 
 pytestmark = pytest.mark.usefixtures('compiled_once', 'small_network')
@@ -114,6 +119,37 @@ def test_nothing_crosses_to_the_device_unasked(method):
         if made.method.evaluate_step and method != 'diffusion.gaussian':
             found = made.evaluate(state, indices, made.to_global(batch))
             assert all(x.shape == (8,) for x in found.values())
+
+
+def test_each_device_encodes_and_decodes_its_share():
+    config = default('autoencoders.autoencoder')
+    halves = Method(
+        lambda key, batch: jnp.float32(0.5),
+        None,
+        encode=lambda half, batch: half * batch['image'],
+        decode=lambda half, z, condition: z / half + condition['label'][:, None, None, None],
+    )
+    made = Program(config, halves)
+    image = np.arange(5 * 64, dtype=np.float32).reshape(5, 8, 8, 1)
+    z = made.encode(0.5, {'image': image})
+    np.testing.assert_array_equal(z, image / 2)
+    back = made.decode(0.5, z, np.arange(5, dtype=np.int32))
+    np.testing.assert_array_equal(back, image + np.arange(5)[:, None, None, None])
+    batch = {'image': jax.ShapeDtypeStruct((8, 8, 8, 1), np.float32)}
+    for program, given in ((made._encode, batch), (made._decode, (batch['image'], {'label': z}))):
+        given = given if isinstance(given, tuple) else (given,)
+        text = program.lower(made.state_shape, *given).as_text()
+        assert text.count('sharding_constraint') == len(jax.tree.leaves(given))
+
+
+@pytest.mark.parametrize(('n', 'filled'), [(1, 4), (4, 4), (5, 8)])
+def test_a_batch_is_filled_up_until_the_mesh_divides_it(n, filled):
+    mesh = AbstractMesh((2, 2, 3), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    x = np.arange(n)
+    (found, label), left = Program._filled(types.SimpleNamespace(mesh=mesh), (x, 2 * x))
+    assert (len(found), left) == (filled, n)
+    np.testing.assert_array_equal(found[:n], x)
+    np.testing.assert_array_equal(label, 2 * found)
 
 
 @pytest.mark.slow

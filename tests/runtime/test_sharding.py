@@ -1,3 +1,8 @@
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
 import jax
 import ml_collections
 import numpy as np
@@ -5,8 +10,12 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from gen_jax.config import create
+from gen_jax.data import pipeline
 from gen_jax.errors import UserError
 from gen_jax.runtime import sharding
+
+ROOT = Path(__file__).parents[2]
 
 
 def mesh_of(data, fsdp, tensor):
@@ -47,6 +56,38 @@ def test_a_regex_overrides_the_shape():
 def test_a_rule_that_does_not_fit_is_refused(spec):
     with pytest.raises(UserError, match=r'config.mesh.rules: .w. .*\(9, 128\)'):
         specs(mesh_of(1, 3, 2), {'w': (9, 128)}, (('w', spec),))
+
+
+@pytest.mark.parametrize('spec', [('fsdp', 'fsdp'), ('tensor', 'tensor')])
+def test_a_rule_that_names_an_axis_twice_is_refused(spec):
+    with pytest.raises(UserError, match='none twice') as error:
+        specs(mesh_of(1, 2, 2), {'w': (64, 128)}, (('w', spec),))
+    assert '\n' not in str(error.value)
+
+
+def test_a_rule_for_what_is_not_there_is_refused():
+    net = {'conv1': {'kernel': np.zeros((3, 3, 8, 8)), 'bias': np.zeros(8)}}
+    state = {'generator': net, 'discriminator': {'dense': np.zeros((8, 4))}}
+    sharding.check_rules((('conv', ('fsdp',)), ('discriminator/d', ('fsdp',))), state)
+    says = "'Conv' is found in the path of no parameter: .* 'generator/conv1/kernel'"
+    with pytest.raises(UserError, match=says):
+        sharding.check_rules((('dense', ('fsdp',)), ('Conv', ('fsdp',))), state)
+
+
+@pytest.mark.parametrize('name', ['ddpm_digits', 'gan_fashion_mnist'])
+def test_the_rule_of_the_documentation_fits(name):
+    (rules,) = re.findall(r'mesh\.rules="(.*)"', (ROOT / 'docs/scale.md').read_text())
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'configs/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.mesh.rules = ast.literal_eval(rules)
+    method = create(config)
+    batch = {name: np.zeros(x.shape, x.dtype) for name, x in pipeline.batch_spec(config).items()}
+    state = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
+    sharding.check_rules(config.mesh.rules, state)
+    placed = jax.tree.leaves(sharding.state_shardings(mesh_of(2, 4, 1), state, config.mesh.rules))
+    assert sum(x.spec == P(None, None, None, 'fsdp') for x in placed) > 30
 
 
 def test_a_mesh_of_the_wrong_size_is_refused():
