@@ -322,7 +322,7 @@ class Judge:
         source = self._real_images
         # Spread over the split, which may be sorted by class.
         at = np.linspace(0, len(source) - 1, min(DIVERSE, len(source))).astype(int)
-        real = np.stack([source[int(i)]['image'] for i in at])
+        real = np.stack([example['image'] for example in sources.read(source, at)])
         of_real = measure(pipeline.to_float(real))['diversity']
         found = measure(pipeline.to_float(images), reference=of_real)
         row = {'value': found['diversity'], 'n': len(images), 'pairs': PAIRS, **self._seen_by}

@@ -16,6 +16,7 @@ import numpy as np
 
 from gen_jax import guide
 from gen_jax.config import create, guided_by, require
+from gen_jax.data import sources
 from gen_jax.diffusion.staged import Staged, frozen, staged
 from gen_jax.errors import UserError
 from gen_jax.method import Method
@@ -113,7 +114,7 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
     if not factor:
         # From all of it: a folder's images lie class by class.
         spread = np.linspace(0, len(source) - 1, MEASURED).astype(int).reshape(-1, PART)
-        parts = [[source[int(i)] for i in part] for part in spread]
-        factor = 1 / np.std([program.encode(state, program.given(part)) for part in parts])
+        parts = [program.given(sources.read(source, part)) for part in spread]
+        factor = 1 / np.std([program.encode(state, part) for part in parts])
     where = program.state_shape.factor.sharding
     return state.replace(factor=jax.device_put(np.float32(factor), where))

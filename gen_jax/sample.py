@@ -248,7 +248,7 @@ class LatentGrids:
         if program.method.encode is not None and program.method.decode is not None:
             data = program.config.data
             source = sources.open_source(data, data.eval_split)
-            self._real = program.given([source[i % len(source)] for i in range(16)])
+            self._real = program.given(sources.read(source, np.arange(16) % len(source)))
 
     def __call__(self, state) -> dict[str, np.ndarray]:
         """The grids, {} for other methods.

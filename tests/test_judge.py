@@ -125,12 +125,16 @@ def test_what_is_encoded_and_decoded_is_compared_and_probed(tmp_path):
 def test_active_units_are_those_that_images_move():
     """Deviations 1, 0.2, 0.11, 0.09, 0: three of five have a variance above 0.01."""
     z = np.array([[1.0], [-1.0]] * 500) * np.array([1.0, 0.2, 0.11, 0.09, 0.0])
-    config = default('autoencoders.vae')
-    program = types.SimpleNamespace(
-        config=config, given=lambda part: part, encode=lambda state, part: z[part]
-    )
+    config, sizes = default('autoencoders.vae'), set()
+
+    def encode(state, part):
+        sizes.add(len(part))
+        return z[part]
+
+    program = types.SimpleNamespace(config=config, given=lambda part: part, encode=encode)
     row = encoded.active_units(program, None, range(1_000))['active_units']
     assert (row['value'], row['of'], row['n']) == (3, 5, 1_000)
+    assert sizes == {64}  # of the last batch too, so that one program serves
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from gen_jax.config import nearest
@@ -53,6 +54,10 @@ class Folder:
         path, label = self._items[i]
         image = fitting.decode(path, path, self._channels)
         return {'image': fitting.fit_image(image, self._size, self._fit), 'label': label}
+
+    def labels(self) -> np.ndarray:
+        """Those of all images; none is read."""
+        return np.array([label for _, label in self._items])
 
 
 def check_images(paths: list[str]) -> None:

@@ -6,7 +6,7 @@ import grain
 import jax
 import numpy as np
 
-from gen_jax.data.sources import Source
+from gen_jax.data.sources import Source, read
 from gen_jax.errors import UserError
 
 
@@ -123,11 +123,7 @@ def _local_slice(batch_size: int, process_index: int, process_count: int) -> sli
 
 
 def _load(source: Source, indices: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
-    indices = [int(i) for i in indices]
-    if hasattr(source, '__getitems__'):
-        examples = source.__getitems__(indices)
-    else:
-        examples = [source[i] for i in indices]
+    examples = read(source, indices)
     labels = np.zeros(len(indices), np.int32)
     if num_classes:
         labels[:] = [example['label'] for example in examples]

@@ -43,11 +43,19 @@ class Shapes:
     def __len__(self) -> int:
         return LENGTHS[self._split]
 
+    def _begun(self, i: int) -> tuple[np.random.Generator, int]:
+        """What draws example i, and its label, which is drawn first."""
+        rng = np.random.default_rng([0, sorted(LENGTHS).index(self._split), i])
+        return rng, int(rng.integers(len(SHAPES)))
+
+    def labels(self) -> np.ndarray:
+        """Those of all examples; nothing is drawn."""
+        return np.array([self._begun(i)[1] for i in range(len(self))])
+
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        rng = np.random.default_rng([0, sorted(LENGTHS).index(self._split), i])
-        label = int(rng.integers(len(SHAPES)))
+        rng, label = self._begun(i)
         colour, background = rng.permutation(list(COLOURS))[:2]
         size = rng.choice(list(RADII))
         radius = rng.uniform(*RADII[size])

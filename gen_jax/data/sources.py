@@ -4,11 +4,12 @@ A source is anything with
   __len__: the number of examples;
   __getitem__(i): example i, a dict of `image` uint8 [h, w, c], `label` int, and what else it has;
   num_classes: labels are 0 .. num_classes-1; 0 where it has none.
-It may have `__getitems__(indices) -> [example, ...]` where reading together is quicker. Examples
-depend on i alone; sources can be pickled, and read by many threads at once.
+It may have `__getitems__(indices) -> [example, ...]` where reading together is quicker, and
+`labels() -> int [n]` where these are to be had without images. Examples depend on i alone; sources
+can be pickled, and read by many threads at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from gen_jax.data.folder import Folder
 from gen_jax.data.shapes import Shapes
 from gen_jax.data.sprites import Sprites, parse_sizes
 from gen_jax.errors import UserError
+
+LOOKED_UP = 1000  # examples at a time whose labels alone are wanted
 
 
 class Source(Protocol):
@@ -67,6 +70,10 @@ class Digits:
 
     def __getitem__(self, i: int) -> dict:
         return {'image': self._images[i], 'label': int(self._labels[i])}
+
+    def labels(self) -> np.ndarray:
+        """Those of all images."""
+        return self._labels
 
 
 def open_source(data, split: str) -> Source:
@@ -135,18 +142,28 @@ def _check_classes(data, num_classes: int) -> None:
         )
 
 
-def batches_of(source, size: int) -> Iterator[list[dict]]:
+def read(source: Source, indices: Iterable[int]) -> list[dict]:
+    """Examples of a source, together where it can."""
+    indices = [int(i) for i in indices]
+    if hasattr(source, '__getitems__'):
+        return source.__getitems__(indices)
+    return [source[i] for i in indices]
+
+
+def batches_of(source: Source, size: int) -> Iterator[list[dict]]:
     """A source's examples in order, up to `size` at a time."""
     for start in range(0, len(source), size):
-        yield [source[i] for i in range(start, min(start + size, len(source)))]
+        yield read(source, range(start, min(start + size, len(source))))
 
 
-def images_of(source, size: int = 500) -> Iterator[np.ndarray]:
+def images_of(source: Source, size: int = 500) -> Iterator[np.ndarray]:
     """A source's images in order, uint8 [up to size, h, w, c]."""
     for examples in batches_of(source, size):
         yield np.stack([example['image'] for example in examples])
 
 
-def labels_of(source) -> np.ndarray:
+def labels_of(source: Source) -> np.ndarray:
     """A source's labels in order, int [n]."""
-    return np.array([source[i]['label'] for i in range(len(source))])
+    if hasattr(source, 'labels'):
+        return source.labels()
+    return np.array([x['label'] for part in batches_of(source, LOOKED_UP) for x in part])

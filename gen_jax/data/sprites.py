@@ -150,6 +150,10 @@ class Sprites:
     def __len__(self) -> int:
         return len(self._order)
 
+    def labels(self) -> np.ndarray:
+        """Those of all images; nothing is drawn."""
+        return factors(self._order, self._sizes)[:, 0]
+
     def __getitem__(self, i: int) -> dict:
         return self.__getitems__([i])[0]
 

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import jax
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
@@ -16,6 +17,8 @@ from jax.experimental import multihost_utils
 from gen_jax.config import nearest
 from gen_jax.data import fitting
 from gen_jax.errors import UserError
+
+TOGETHER = 1000  # records that are read at a time for their labels
 
 
 class Tfds:
@@ -54,6 +57,16 @@ class Tfds:
         indices = [int(i) for i in indices]
         records = self._records.__getitems__(indices)
         return [self._example(i, record) for i, record in zip(indices, records, strict=True)]
+
+    def labels(self) -> np.ndarray:
+        """Those of all examples; no image is decoded."""
+        if not self.num_classes:
+            return np.zeros(len(self), int)
+        parts = (
+            self._records.__getitems__(range(start, min(start + TOGETHER, len(self))))
+            for start in range(0, len(self), TOGETHER)
+        )
+        return np.array([int(record['label']) for part in parts for record in part])
 
     def _example(self, i: int, record: dict) -> dict:
         image = fitting.decode(record['image'], f'{self._name} example {i}', self._channels)

@@ -27,7 +27,7 @@ from gen_jax.metrics.features.resize import RESIZES
 from gen_jax.metrics.fid import save_statistics
 from gen_jax.metrics.sets import ImageSet, open_set
 from gen_jax.runtime import workdir
-from gen_jax.runtime.compilation import spare_threads
+from gen_jax.runtime.compilation import keep_compiled, spare_threads
 
 
 class Parser(argparse.ArgumentParser):
@@ -258,6 +258,7 @@ def print_table(rows: dict[str, dict]) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs; returns the exit code, which is 2 for a user's mistake, told in one line."""
+    keep_compiled()
     spare_threads()
     try:
         run(parse(argv))

@@ -347,7 +347,7 @@ def concentration(importance: np.ndarray) -> float:
 
 def active_units(codes: np.ndarray, least: float = 0.01) -> int:
     """How many numbers of codes [n, d] have a variance of more than `least` over the images."""
-    return int((np.var(codes, 0) > least).sum())
+    return int((np.var(codes, 0, dtype=np.float64, ddof=1) > least).sum())
 
 
 # --- what all take -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gen_jax.config import default
-from gen_jax.data import folder
+from gen_jax.data import folder, sources
 from gen_jax.data.sources import open_source
 from gen_jax.errors import UserError
 
@@ -107,6 +107,52 @@ def test_folder_with_classes(tmp_path):
     assert [source[i]['label'] for i in range(3)] == [0, 1, 1]
     assert {source[i]['image'].shape for i in range(3)} == {(4, 4, 3)}
     assert source[2]['image'][0, 0].tolist() == [1, 2, 3]  # '10.JPG' sorts before '2.png'
+
+
+class Together:
+    """A source that is read together only, and tells in `asked` of what."""
+
+    num_classes = 3
+
+    def __init__(self, n):
+        self.n, self.asked = n, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitems__(self, indices):
+        self.asked.append(indices)
+        return [{'image': np.full((2, 2, 1), i, np.uint8), 'label': i % 3} for i in indices]
+
+
+def test_what_can_be_read_together_is():
+    source = Together(7)
+    parts = list(sources.images_of(source, 3))
+    assert source.asked == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [part[:, 0, 0, 0].tolist() for part in parts] == source.asked
+    assert sources.labels_of(source).tolist() == [i % 3 for i in range(7)]
+    assert source.asked[3:] == [[*range(7)]]
+
+
+def test_labels_are_had_without_images(tmp_path, monkeypatch):
+    for i, name in enumerate('abb'):
+        save(tmp_path / name / f'{i}.png', 10 * i, mode='L')
+    kinds = {
+        f'folder:{tmp_path}': {'image_size': 4},
+        'digits': {},
+        'shapes': {'channels': 3},
+        'sprites:3x2x2x2x2': {'image_size': 8},
+    }
+    for name, fields in kinds.items():
+        source = open_source(data(source=name, **fields), 'train')
+        some = range(0, len(source), max(1, len(source) // 20))
+        want = [source[i]['label'] for i in some]
+        with monkeypatch.context() as without:
+            without.setattr(type(source), '__getitem__', None)
+            without.setattr(type(source), '__getitems__', None, raising=False)
+            found = sources.labels_of(source)
+        assert found[list(some)].tolist() == want, name
+        assert len(found) == len(source)
 
 
 def test_folder_without_classes(tmp_path):

@@ -49,6 +49,14 @@ def see(images, role):
     return flat[:, columns] + flat[:, -1:]
 
 
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """How often programs were asked to be kept; none are, in this process."""
+    calls = []
+    monkeypatch.setattr(command, 'keep_compiled', lambda: calls.append(None))
+    return calls
+
+
 @pytest.fixture
 def eyes(monkeypatch, tmp_path):
     """Replaces the networks; the list of those that were opened. Paths are relative to tmp_path."""
@@ -89,6 +97,11 @@ def refused(capsys, *argv):
     assert err.endswith('\n')
     assert sorted(Path().rglob('*')) == before
     return err
+
+
+def test_compiled_networks_are_kept_for_later_processes(capsys, kept):
+    refused(capsys, '--metrics=fid')
+    assert len(kept) == 1
 
 
 def expected_fid(x, y, role='pool'):

@@ -1,5 +1,7 @@
 """The linear probe, on features whose answer is known."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,26 @@ def test_scale_and_place_of_a_feature_change_nothing():
     moved = probe((scale * x + place, y), (scale * x_held + place, y_held)).right
     assert moved == plain
     assert 0.6 < plain.value < 0.95
+
+
+def test_much_is_held_once_beside_what_is_given():
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (1_000, 64, 64), np.uint8), random.integers(0, 2, 1_000)
+    x[:, :8] = 100 * y[:, None, None]  # so that fitting ends soon
+    tracemalloc.start()
+    found = probe((x, y), (x, y))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.right.value == 1
+    assert most < 8 * x.nbytes  # four are those of float32; 17 at first
+
+
+def test_numbers_of_any_size_are_standardised():
+    (x, y), (x_held, y_held) = clouds(300, 0, 2.0), clouds(400, 1, 2.0)
+    plain = probe((x, y), (x_held, y_held)).right
+    # Of float32 nothing would be left; a feature that never varies tells nothing.
+    x, x_held = (np.pad(z + 1e9, ((0, 0), (0, 1)), constant_values=0.1) for z in (x, x_held))
+    assert probe((x, y), (x_held, y_held)).right.value == pytest.approx(plain.value, abs=0.01)
 
 
 def test_maps_are_flattened():
