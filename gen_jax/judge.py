@@ -465,7 +465,7 @@ def per_example(program: Program, state) -> dict[str, dict]:
     source = sources.open_source(config.data, config.data.eval_split)
     columns: dict[str, list] = {}
     done = 0
-    for batch in pipeline.evaluation_batches(config, source, config.batch_size, *program.reader):
+    for batch in pipeline.evaluation_batches(config, source, config.batch_size, program.rows):
         batch = program.to_global(batch)
         indices = np.arange(done, done + config.batch_size, dtype=np.int32)
         real = min(config.batch_size, len(source) - done)

@@ -114,7 +114,7 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
     if not factor:
         # From all of it: a folder's images lie class by class.
         spread = np.linspace(0, len(source) - 1, MEASURED).astype(int).reshape(-1, PART)
-        parts = [program.given(sources.read(source, part)) for part in spread]
+        parts = (program.given(sources.read(source, part)) for part in spread)
         factor = 1 / np.std([program.encode(state, part) for part in parts])
     where = program.state_shape.factor.sharding
     return state.replace(factor=jax.device_put(np.float32(factor), where))

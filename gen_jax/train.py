@@ -36,7 +36,7 @@ def run(config, folder: Path) -> None:
     """
     program = Program(config, latent.method(config))
     source = sources.open_source(config.data, config.data.split)
-    batches = pipeline.train_iterator(config, source, *program.reader)
+    batches = pipeline.train_iterator(config, source, program.rows)
     workdir.check(config, folder)
     loop = Loop(program, folder, batches)
     # Read before anything is written, so that a mistake in it leaves nothing behind.

@@ -185,6 +185,31 @@ def test_the_state_is_cut_into_nearly_as_many_slices_as_there_are_chips():
 
 
 @needs_libtpu
+@pytest.mark.parametrize(
+    ('name', 'sizes', 'most', 'plain'),
+    [
+        ('v5e:16x16', (64, 4, 1), 4.0, 5.4),
+        ('v5e:16x16', (32, 4, 2), 6.5, 9.8),
+        ('v4:4x4x4', (16, 4, 1), 3.5, 4.8),
+        ('v5e:2x4', (2, 4, 1), 3.6, 3.4),  # the plain order is as near as it gets
+        ('v5e:1x1', (1, 1, 1), 0.0, 0.0),
+    ],
+)
+def test_neighbours_on_the_mesh_are_neighbours_among_chips(name, sizes, most, plain):
+    devices = topology.devices(topology.parse(name)[0])
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+    assert sorted(x.id for x in mesh.devices.flat) == sorted(x.id for x in devices)
+    assert sharding.hops(np.array(devices).reshape(sizes)) >= plain
+    assert sharding.hops(mesh.devices) <= most
+    # Whatever the order, processes read each row of a batch, none twice.
+    held = NamedSharding(mesh, P(('data', 'fsdp'))).devices_indices_map((len(devices),))
+    rows = {}
+    for device, (part,) in held.items():
+        rows.setdefault(device.process_index, set()).update(range(*part.indices(len(devices))))
+    assert sum(map(len, rows.values())) == len(devices)
+
+
+@needs_libtpu
 def test_a_product_costs_what_it_must():
     (where,) = topology.parse('v5e:2x2')
     devices = topology.devices(where)

@@ -36,21 +36,18 @@ def batch_spec(config) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def train_iterator(
-    config, source: Source, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
+def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> grain.DatasetIterator:
     """Endless shuffled batches, this process's share of each.
 
     The order of examples is a function of (seed, epoch): every epoch has each example once, in an
     order of its own, and a batch may straddle two. Global batch k is the same for any number of
-    processes; process p holds its p-th contiguous slice. With `data.flip`, half of the examples
-    are mirrored, with all their fields that have the image's height and width.
+    processes. With `data.flip`, half of the examples are mirrored, with all their fields that have
+    the image's height and width.
 
     Args:
       config: `seed`, `batch_size` (global) and `data`.
       source: what to read.
-      process_index: 0 .. process_count-1.
-      process_count: must divide `batch_size`.
+      rows: of the global batch, int [b_local], that this process reads; None: all.
 
     Returns:
       A Grain iterator of dicts of numpy arrays: image float32 [b_local, s, s, c] in [-1, 1], label
@@ -59,11 +56,10 @@ def train_iterator(
       exactly, in another process too.
 
     Raises:
-      UserError: here for a batch that cannot be divided; from `next` for a broken image, or a
-        label outside 0 .. num_classes-1.
+      UserError: here for a source without examples; from `next` for a broken image, or a label
+        outside 0 .. num_classes-1.
     """
-    local = _local_slice(config.batch_size, process_index, process_count)
-    data = config.data
+    data, local = config.data, slice(None) if rows is None else rows
     if not len(source):
         raise UserError(f'{data.source} {data.split!r} has no examples: choose another data.split')
 
@@ -86,16 +82,15 @@ def train_iterator(
 
 
 def evaluation_batches(
-    config, source: Source, batch_size: int, process_index: int = 0, process_count: int = 1
+    config, source: Source, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in order, in batches of one size; nothing is mirrored.
 
     Args:
       config: `data`.
       source: what to read.
-      batch_size: of the global batch, whose p-th contiguous slice process p yields.
-      process_index: 0 .. process_count-1.
-      process_count: must divide `batch_size`. All processes yield the same number of batches.
+      batch_size: of the global batch. All processes yield the same number of batches.
+      rows: as `train_iterator` takes them.
 
     Yields:
       Batches as of `train_iterator`, and `mask`, float32 [b_local]: 1 for an example, 0 for the
@@ -104,22 +99,12 @@ def evaluation_batches(
     Raises:
       UserError: as `train_iterator`.
     """
-    local = _local_slice(batch_size, process_index, process_count)
+    local = np.arange(batch_size) if rows is None else rows
     for start in range(0, len(source), batch_size):
-        indices = np.arange(start, start + batch_size)[local]
+        indices = start + local
         real = indices < len(source)
         batch = _load(source, np.minimum(indices, len(source) - 1), config.data.num_classes)
         yield {**batch, 'mask': real.astype(np.float32)}
-
-
-def _local_slice(batch_size: int, process_index: int, process_count: int) -> slice:
-    if batch_size % process_count:
-        raise UserError(
-            f'batch_size={batch_size} cannot be divided among {process_count} processes: '
-            f'expected a multiple of {process_count}'
-        )
-    size = batch_size // process_count
-    return slice(process_index * size, (process_index + 1) * size)
 
 
 def _load(source: Source, indices: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:

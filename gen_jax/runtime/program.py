@@ -105,9 +105,9 @@ class Program:
         return self.method.noised or (data.image_size, data.image_size, data.channels)
 
     @functools.cached_property
-    def reader(self) -> tuple[int, int]:
-        """(index, count): this process reads slice `index` of a batch cut into `count`."""
-        return sharding.reader(self.batch_sharding, self.config.batch_size)
+    def rows(self) -> np.ndarray:
+        """Those of a batch that this process reads, int [n], ascending."""
+        return sharding.rows(self.batch_sharding, self.config.batch_size)
 
     def init(self):
         """The state before the first step."""
@@ -167,8 +167,8 @@ class Program:
         return jax.tree.map(spread, tree)
 
     def to_global(self, batch: dict) -> dict:
-        """The global batch of which each process has read its part (see `reader`)."""
-        return sharding.to_global(batch, self.batch_sharding, self.reader[1])
+        """The global batch of which each process has read its `rows`."""
+        return sharding.to_global(batch, self.batch_sharding, self.rows, self.config.batch_size)
 
     @functools.cached_property
     def _seed(self) -> jax.Array:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -136,7 +137,32 @@ def make_mesh(config, devices: list | None = None) -> Mesh:
             f'config.mesh asks for {_named(sizes)} = {math.prod(sizes)} devices, but there are '
             f'{len(devices)}: try {_named(_nearest_sizes(sizes, len(devices)))}'
         )
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(devices: list, sizes: Sequence[int]) -> np.ndarray:
+    """Devices as an array of these sizes; of a TPU's, so that neighbours along axes lie near."""
+    plain = np.array(devices).reshape(sizes)
+    slices = {getattr(device, 'slice_index', 0) for device in devices}
+    # Between slices there are no links to be near on.
+    if devices[0].platform != 'tpu' or len(devices) == 1 or len(slices) > 1:
+        return plain
+    try:
+        near = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except NotImplementedError:  # these chips cannot be cut so
+        return plain
+    return min(plain, near, key=hops)
+
+
+def hops(mesh: np.ndarray) -> float:
+    """Links from chip to chip between neighbours along an axis, the ends' too: mean, over all axes.
+
+    Args:
+      mesh: of TPU devices, whose rings are taken to be open.
+    """
+    places = np.array([device.coords for device in mesh.flat]).reshape(*mesh.shape, -1)
+    axes = [axis for axis, size in enumerate(mesh.shape) if size > 1]
+    return sum(np.abs(places - np.roll(places, 1, i)).sum(-1).mean() for i in axes)
 
 
 def _named(sizes: Sequence[int]) -> str:
@@ -277,30 +303,34 @@ def _checked(spec: tuple, shape: tuple, sizes: dict, name: str, pattern: str) ->
     return P(*spec)
 
 
-def reader(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
-    """Which part of a batch this process has to read: slice `index` of `count`.
+def rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Which rows of a batch this process has to read, int [n], ascending: those its devices hold.
 
-    Processes that share rows (because `tensor` spans them) read the same slice.
-
-    Raises:
-      UserError: its devices hold rows that are no such slice.
+    Processes that share rows (because `tensor` spans them) all read them.
     """
-    rows = sharding.addressable_devices_indices_map((batch_size,)).values()
-    held = {i for (part,) in rows for i in range(*part.indices(batch_size))}
-    count, rest = divmod(batch_size, len(held))
-    index = min(held) // len(held)
-    if rest or held != set(range(index * len(held), (index + 1) * len(held))):
-        raise UserError(
-            'config.mesh gives a process rows of the batch that do not lie together: make '
-            'data * fsdp a multiple of the number of processes, or tensor one of their devices'
-        )
-    return index, count
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique([i for (part,) in held for i in range(*part.indices(batch_size))])
 
 
-def to_global(batch, sharding: NamedSharding, count: int):
-    """Global arrays of what each process has read: slices of a batch cut into `count`."""
+def to_global(batch, sharding: NamedSharding, rows: np.ndarray, batch_size: int):
+    """Global arrays of what each process has read.
+
+    Args:
+      batch: arrays [n, ...].
+      sharding: of the global batch.
+      rows: int [n], ascending, of the global batch, which these are.
+      batch_size: of the global batch.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,))
+    ends = {device: part.indices(batch_size) for device, (part,) in held.items()}
 
     def place(x):
-        return jax.make_array_from_process_local_data(sharding, x, (len(x) * count, *x.shape[1:]))
+        parts = []
+        for device, (first, end, _) in ends.items():
+            at = np.searchsorted(rows, first)
+            # Explicitly, as transfer guards ask.
+            parts.append(jax.device_put(x[at : at + end - first], device))
+        shape = (batch_size, *x.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
     return jax.tree.map(place, batch)

@@ -106,16 +106,16 @@ def test_batches_have_the_stated_fields():
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_hold_slices_of_the_same_global_batch(process_count):
+def test_processes_hold_rows_of_the_same_global_batch(process_count):
     c = config(batch_size=8, flip=True)
     whole = take(pipeline.train_iterator(c, Numbers(10)), 4)
-    parts = [
-        take(pipeline.train_iterator(c, Numbers(10), p, process_count), 4)
-        for p in range(process_count)
-    ]
-    for k, batch in enumerate(whole):
-        for name, value in batch.items():
-            np.testing.assert_array_equal(np.concatenate([part[k][name] for part in parts]), value)
+    for p in range(process_count):
+        rows = np.arange(p, 8, process_count)  # those of a process may lie anywhere
+        for mine, batch in zip(
+            take(pipeline.train_iterator(c, Numbers(10), rows), 4), whole, strict=True
+        ):
+            for name, value in batch.items():
+                np.testing.assert_array_equal(mine[name], value[rows])
 
 
 def test_half_of_the_examples_are_mirrored_with_all_their_maps():
@@ -183,18 +183,11 @@ def test_an_error_in_a_reader_thread_arrives_as_it_is():
     assert str(error.value) == 'example 6 is broken'
 
 
-def test_an_indivisible_batch_is_refused():
-    with pytest.raises(UserError, match='batch_size=4 cannot be divided among 3 processes'):
-        pipeline.train_iterator(config(), Numbers(10), 0, 3)
-    with pytest.raises(UserError, match='batch_size=5 cannot be divided among 2 processes'):
-        next(pipeline.evaluation_batches(config(), Numbers(10), 5, 0, 2))
-
-
 @pytest.mark.parametrize('process_count', [1, 2, 4])
 def test_evaluation_counts_every_example_once(process_count):
     c = config(flip=True)
     parts = [
-        list(pipeline.evaluation_batches(c, Numbers(9), 8, p, process_count))
+        list(pipeline.evaluation_batches(c, Numbers(9), 8, np.arange(8)[p::process_count]))
         for p in range(process_count)
     ]
     assert {len(part) for part in parts} == {2}
@@ -207,7 +200,7 @@ def test_evaluation_counts_every_example_once(process_count):
             assert batch['mask'].dtype == np.float32
             assert set(batch['mask']) <= {0.0, 1.0}
             seen += [i for i, real in zip(ids(batch), batch['mask'], strict=True) if real]
-    assert seen == list(range(9))
+    assert sorted(seen) == list(range(9))
 
 
 def test_evaluation_pads_nothing_when_it_fits():

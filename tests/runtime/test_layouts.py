@@ -61,7 +61,7 @@ def run(name: str) -> dict:
         config.mesh.update(dict(zip(sharding.AXES, sizes, strict=True)))
         devices = jax.devices()[: int(np.prod(sizes))]
         program = Program(config, create(config), devices)
-        batches = pipeline.train_iterator(config, source, *program.reader)
+        batches = pipeline.train_iterator(config, source, program.rows)
         state, losses = program.init(), []
         for step in range(2):
             state, metrics = program.train_step(step, state, program.to_global(next(batches)))

@@ -99,7 +99,7 @@ def test_a_mesh_of_the_wrong_size_is_refused():
 def test_one_process_reads_the_whole_batch():
     config = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
     mesh = sharding.make_mesh(config, jax.devices()[:1])
-    assert sharding.reader(sharding.batch_sharding(mesh), 6) == (0, 1)
+    assert sharding.rows(sharding.batch_sharding(mesh), 6).tolist() == [*range(6)]
 
 
 class Rows:
@@ -115,20 +115,25 @@ class Rows:
 @pytest.mark.parametrize(
     ('held', 'expected'),
     [
-        ([(0, 2), (2, 4)], (0, 2)),
-        ([(4, 6), (6, 8)], (1, 2)),
-        ([(6, 8), (6, 8)], (3, 4)),  # two devices share rows: tensor splits the model over them
-        ([(0, 8), (0, 8)], (0, 1)),  # tensor spans the processes: each reads everything
+        ([(0, 2), (2, 4)], [0, 1, 2, 3]),
+        ([(4, 6), (6, 8)], [4, 5, 6, 7]),
+        ([(6, 8), (6, 8)], [6, 7]),  # two devices share rows: tensor splits the model over them
+        ([(0, 8), (0, 8)], [*range(8)]),  # tensor spans the processes: each reads everything
+        ([(6, 8), (0, 2)], [0, 1, 6, 7]),  # chips of a host that are no neighbours on the mesh
+        ([(None,), (None,)], [*range(8)]),
     ],
 )
-def test_a_process_reads_the_rows_its_devices_hold(held, expected):
-    assert sharding.reader(Rows(*held), 8) == expected
-
-
-@pytest.mark.parametrize('held', [[(0, 2), (4, 6)], [(1, 3)], [(0, 3)]])
-def test_rows_that_are_no_slice_are_refused(held):
-    with pytest.raises(UserError, match=r'config\.mesh gives a process rows'):
-        sharding.reader(Rows(*held), 8)
+def test_a_process_reads_the_rows_its_devices_hold(held, expected, monkeypatch):
+    found = sharding.rows(Rows(*held), 8)
+    assert found.tolist() == expected
+    # What it has read lies where it belongs.
+    whole = np.arange(16.0).reshape(8, 2)
+    monkeypatch.setattr(jax, 'device_put', lambda x, device: (device, x))
+    monkeypatch.setattr(jax, 'make_array_from_single_device_arrays', lambda *given: given)
+    shape, _, parts = sharding.to_global(whole[found], Rows(*held), found, 8)
+    assert shape == (8, 2)
+    for device, values in parts:
+        np.testing.assert_array_equal(values, whole[slice(*held[device])])
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_next_that_does():
