@@ -5,9 +5,9 @@
 Network: 521,838 parameters; 10 layers of latents.
 Cost: 6,000 steps of 32 images (3.2 passes over the data); 36 minutes on 2 CPU cores, two thirds of
 them beside other work: alone about 16.
-Number: the paper has none for this data set. Ours: see README. The bound is lower than EDM's bits; the
-samples are the worst of the house, as their pixels are drawn one by one and noise is what training has
-still to take out of them: after 2,500 steps of 16 images they were nothing but noise.
+Number: the paper has none for this data set. Ours: see README. The bound is lower than EDM's bits;
+the samples are the worst of the house: their pixels are drawn one by one, and training has noise to
+take out of them still. After 2,500 steps of 16 images they were nothing else.
 
 Variants:
   tiny: on the embedded digits; each mode takes seconds.
