@@ -24,16 +24,13 @@ from ml_collections import config_flags
 
 from gen_jax import plan
 from gen_jax.config import create
-from gen_jax.errors import UserError
 from gen_jax.runtime import topology
 from gen_jax.runtime.program import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('ddpm', str(ROOT / 'configs/ddpm_cifar10.py'), 'DDPM.')
-flags.DEFINE_list('studies', ['relative', 'fsdp', 'weak', 'configs'], 'Which to run.')
-flags.DEFINE_string('out', str(ROOT / 'docs/plan.md'), 'Whose tables to replace.')
 MIB = 2**20
+FAULTS = (signal.SIGSEGV, signal.SIGABRT)  # a compiler's own; others come from outside
 
 # The chips of a config's table: a host's, or more of them where its batches need these.
 HOST = ('v4:2x2x1', 'v5e:2x4', 'v6e:2x4')
@@ -65,6 +62,16 @@ PAPERS = {
     'stylegan_ffhq1024': HOST,
     'stylegan2_ffhq1024': HOST,
 }
+
+
+def define_flags() -> None:
+    """Those of this study alone."""
+    ddpm = str(ROOT / 'configs/ddpm_cifar10.py')
+    config_flags.DEFINE_config_file('ddpm', ddpm, 'DDPM.')
+    flags.DEFINE_list('studies', [*STUDIES], 'Which to run.')
+    known = f'known are {", ".join(STUDIES)}'
+    flags.register_validator('studies', lambda names: {*names} <= STUDIES.keys(), known)
+    flags.DEFINE_string('out', str(ROOT / 'docs/plan.md'), 'Whose tables to replace.')
 
 
 def train_step(config, name: str) -> dict:
@@ -126,11 +133,18 @@ def weak() -> Iterator[tuple]:
 
 def configs() -> Iterator[tuple]:
     """The papers' batches; a GiB figure is memory of a device."""
-    there = {tuple(row[:2]): row for row in written('configs')}
+    kept = written(Path(FLAGS.out).read_text(), 'configs')
     yield 'config', 'topology', 'train_step, GiB', 'sample_step, GiB', 'images/s, training at best'
-    for label, topologies in PAPERS.items():
-        for name in topologies:
-            yield there.get((label, name)) or planned(label, name)
+    yield from kept  # first, so that a run that is stopped leaves them
+    for label, name in missing(kept):
+        yield planned(label, name)
+
+
+def missing(rows: list[tuple]) -> list[tuple[str, str]]:
+    """(config, topology) of which there is no row yet."""
+    there = {row[:2] for row in rows}
+    every = [(label, name) for label, topologies in PAPERS.items() for name in topologies]
+    return [one for one in every if one not in there]
 
 
 def planned(label: str, name: str) -> tuple:
@@ -142,11 +156,11 @@ def planned(label: str, name: str) -> tuple:
         asked = '--mode=plan', f'--topology={name}', f'--workdir={folder}'
         command = [sys.executable, str(ROOT / 'main.py'), f'--config=configs/{label}.py', *asked]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode < 0:
+        if -done.returncode in FAULTS:
             end = f'libtpu ends in {signal.Signals(-done.returncode).name}'
             return (label, name, end, '-', '-')
         if done.returncode:
-            raise UserError(f'{label} on {name}: {done.stderr}')
+            sys.exit(f'{label} on {name}, exit {done.returncode}: {done.stderr.strip()}')
         (found,) = json.loads(Path(folder, 'plan.json').read_text())
     sample = found.get('sample_step')
     images = found.get('train_images_per_second')
@@ -165,9 +179,9 @@ def gib(part: dict) -> str:
     return f'{needed}: {" or ".join(ways) or "nothing"} fits'
 
 
-def written(name: str) -> list[tuple]:
-    """The rows of a table that the page has, without its heads."""
-    table = re.search(rf'<!-- {name} -->\n(.*?)<!-- /{name} -->', Path(FLAGS.out).read_text(), re.S)
+def written(page: str, name: str) -> list[tuple]:
+    """The rows of a table that a page has, without its heads."""
+    table = re.search(rf'<!-- {name} -->\n(.*?)<!-- /{name} -->', page, re.DOTALL)
     lines = table[1].splitlines()[2:]
     return [tuple(cell.strip() for cell in line.strip('|').split('|')) for line in lines]
 
@@ -186,16 +200,20 @@ def replace(name: str, rows: list[tuple]) -> None:
     page.write_text(re.sub(around, rf'\g<1>{table}\n\g<2>', page.read_text(), flags=re.DOTALL))
 
 
+STUDIES = {'relative': relative, 'fsdp': fsdp, 'weak': weak, 'configs': configs}
+
+
 def main(_) -> None:
     """Runs the studies; each line is printed as it is found."""
     logging.set_verbosity(logging.ERROR)
     for name in FLAGS.studies:
         rows = []
-        for row in {'relative': relative, 'fsdp': fsdp, 'weak': weak, 'configs': configs}[name]():
+        for row in STUDIES[name]():
             print(name, *row, sep=' | ', flush=True)
             rows.append(row)
             replace(name, rows)
 
 
 if __name__ == '__main__':
+    define_flags()
     app.run(main)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import plan_scaling
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -328,3 +329,26 @@ def test_a_topology_is_for_planning_only(main, tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert '--topology is not for --mode=train' in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_papers_is_gone_on_with():
+    """By what docs/plan.md holds: every row is of a config, on chips, in cells that are filled."""
+    rows = plan_scaling.written((ROOT / 'docs/plan.md').read_text(), 'configs')
+    assert rows[1][:2] == ('ddpm_cifar10', 'v5e:2x4')
+    assert all(len(row) == 5 and all(row) for row in rows)
+    every = plan_scaling.missing([])
+    for label, name in every:
+        assert (ROOT / f'configs/{label}.py').is_file()
+        topology.parse(name)
+    # Those for CPUs are of these two data sets.
+    papers = {x.stem for x in (ROOT / 'configs').glob('*.py')}
+    papers = {x for x in papers if 'fashion_mnist' not in x and 'digits' not in x}
+    assert {label for label, _ in every} == papers
+    assert plan_scaling.missing(rows) == [one for one in every if one not in {r[:2] for r in rows}]
+    fits = {'memory': {'total': 3 * topology.GIB / 2}}
+    assert plan_scaling.gib(fits) == '1.50'
+    full = {'needed': 20 * topology.GIB, 'available': 15.75 * topology.GIB}
+    assert plan_scaling.gib({**full, 'fitting': []}) == '20.0 of 15.8: nothing fits'
+    fitting = [{'batch_size': 64}, {'mesh.data': 1, 'mesh.fsdp': 8}]
+    expected = '20.0 of 15.8: batch_size=64 or mesh.data=1, mesh.fsdp=8 fits'
+    assert plan_scaling.gib({**full, 'fitting': fitting}) == expected

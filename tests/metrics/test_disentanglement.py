@@ -223,7 +223,7 @@ def test_a_rotation_is_informative_but_entangled():
         assert whole[1] < whole[0] - 0.1
 
 
-def testconcentration_by_hand():
+def test_concentration_by_hand():
     of = disentanglement.concentration
     assert of(np.eye(3)) == 1
     assert of(np.ones((4, 3))) == pytest.approx(0, abs=1e-12)
