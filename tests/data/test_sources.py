@@ -269,6 +269,7 @@ def test_fashion_mnist(tmp_path):
 
     labels = [example['label'] for example in test.__getitems__(range(len(test)))]
     assert np.bincount(labels).tolist() == [1000] * 10
+    assert sources.labels_of(test).tolist() == labels
     # TFDS shuffles what it writes; the mean over all pixels of the files themselves stays.
     mean = np.mean([example['image'].mean() for example in test.__getitems__(range(len(test)))])
     assert abs(mean - _mean_of_idx(manual / 't10k-images-idx3-ubyte.gz')) < 1e-6

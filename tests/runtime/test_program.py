@@ -152,6 +152,23 @@ def test_a_batch_is_filled_up_until_the_mesh_divides_it(n, filled):
     np.testing.assert_array_equal(label, 2 * found)
 
 
+def test_what_is_encoded_and_decoded_is_filled_up_and_cut_again(monkeypatch):
+    seen = []
+
+    def doubled(state, given, *others):
+        x = given['image'] if isinstance(given, dict) else given
+        seen.append(len(x))
+        return 2 * x
+
+    monkeypatch.setattr(sharding, 'parts', lambda mesh: 4)
+    made = program('autoencoders.vae')
+    made._encode = made._decode = doubled
+    x = np.arange(5.0)
+    for found in (made.encode(None, {'image': x}), made.decode(None, x, np.arange(5))):
+        np.testing.assert_array_equal(found, 2 * x)
+    assert seen == [8, 8]
+
+
 @pytest.mark.slow
 def test_a_part_that_the_mesh_cannot_split_is_told_in_one_line(main, tmp_path):
     config = '--config=configs/ddpm_digits.py:tiny'
