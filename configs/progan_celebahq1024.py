@@ -5,15 +5,17 @@
 
 The recipe is that of the authors' config.py ("Section 6.3: High-resolution image generation using
 CelebA-HQ dataset", in the branch original-theano-version of their code) and the paper's
-appendix A.1: 800,000 images of each size from 4x4 on, as many until the next has faded in.
+appendix A.1: 800,000 images of each size from 4x4 on, as many until the next has faded in; the
+gradient penalty is of the gradient by images of full size, also while small ones are trained.
 Cost: 1,187,500 steps of 16 images, 19 million in all.
 Networks: 23,079,115 and 23,087,249 parameters.
 Paper: FID 7.30.
 Ours: not trained here. The networks agree with code written from the paper
 (tests/parity/test_growing_gans.py). What differs: batches of 16 at all sizes, where the authors
 have 14, 6 and 3 images at 256, 512 and 1024; a rate that rises evenly over the first 40,000 images
-of training, where theirs is exp(-5 (1 - p)^2) of the whole after a share p of the first 40,000 of
-each size.
+of training, where theirs is exp(-5 (1 - p)^2) of the whole after a share p of them. The networks
+are those of the authors' TensorFlow: its discriminator halves before bias and activation, that of
+the branch above after them.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

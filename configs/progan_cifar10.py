@@ -4,12 +4,14 @@
 
 The recipe is that of the authors' config.py ("Section 6.5: CIFAR10 inception scores", in the branch
 original-theano-version of github.com/tkarras/progressive_growing_of_gans): 400,000 images of each
-size from 4x4 on, as many until the next has faded in, and a gradient penalty whose target is 750.
+size from 4x4 on, as many until the next has faded in, and a gradient penalty whose target is 750,
+of the gradient by images of full size, also while small ones are trained.
 Cost: 1,250,000 steps of 16 images.
 Paper: Inception score 8.80; FID 15.52 (as quoted by others).
 Ours: not trained here. The networks agree with code written from the paper
 (tests/parity/test_growing_gans.py). What differs: the authors' players take their steps at once,
-ours one after the other.
+ours one after the other. The networks are those of the authors' TensorFlow: its discriminator
+halves before bias and activation, that of the branch above after them.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

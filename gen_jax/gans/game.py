@@ -131,14 +131,23 @@ class Judge(NamedTuple):
         return play(self.game.discriminator, variables, seen, self.asked.label, **options)
 
     def penalty(self, variables: dict, real: jax.Array, fake: jax.Array) -> jax.Array:
-        """`gan.penalty`, weighted; of images that are judged together as of one that is taller."""
+        """`gan.penalty`, weighted; of images that are judged together as of one that is taller.
+
+        Where networks grow, its gradient is by images of full size, as in the authors' code: these
+        are tiled, and the discriminator takes means over squares of (image_size / size)^2 pixels.
+        """
         rules, m = self.game.rules, getattr(self.game.discriminator, 'packing', 1)
         value, targets = PENALTIES[rules.penalty]
         options = {'target': rules.penalty_target} if targets else {}
         keys = self.asked.keys_of(PENALTY)[::m]
         seen = [x.reshape(-1, m * x.shape[1], *x.shape[2:]) for x in (real, fake)]
-        found = value(lambda x: self(variables, x.reshape(real.shape))[0], *seen, keys, **options)
-        return rules.penalty_weight * found
+        # k^2 pixels that share one pixel's gradient g have the norm |g| / k.
+        share = real.shape[1] / self.game.generator.image_size if self.game.growth else 1.0
+
+        def judge(x):
+            return share * self(variables, x.reshape(real.shape))[0]
+
+        return rules.penalty_weight * value(judge, *seen, keys, **options)
 
     def inconsistency(
         self, variables: dict, x: jax.Array, logits: jax.Array, made: bool

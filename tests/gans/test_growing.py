@@ -1,14 +1,16 @@
 """Growing: which size a step trains, what it sees, at what rate, and what samples are then."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from games import batch_of, close, differ, small, started
+from games import batch_of, close, differ, judge_of, small, started
 
 from gen_jax import config as house
 from gen_jax.errors import UserError
+from gen_jax.gans.game import PENALTY
 from gen_jax.gans.growing import Growth, forgotten, shown
 from gen_jax.method import Net, optimizer
 
@@ -80,6 +82,34 @@ def test_both_optimisers_follow_the_rates_of_sizes(n_critic):
         close(jax.tree.map(lambda x: x / 2, same[2][0]), slower[2][0], rtol=5e-3)
     for one, other in zip(same[2], slower[2], strict=True):
         assert any(differ(one, other))
+
+
+@pytest.mark.parametrize(('size', 'alpha'), [(4, 1.0), (8, 0.25), (8, 1.0), (16, 0.25), (16, 1.0)])
+def test_penalties_are_of_the_gradient_by_images_of_full_size(size, alpha):
+    """The authors tile all images to full size, of which their discriminators take means."""
+    shared = {'data__image_size': 16, 'gan__penalty_weight': 3.0}
+    aimed = {'gan__penalty': 'wgan_gp', 'gan__penalty_target': 0.5}
+    r1 = judge_of(small('progressive', gan__penalty='r1', **shared))
+    wgan_gp = judge_of(small('progressive', **aimed, **shared))
+    net, keys, k = r1.game.discriminator, r1.asked.keys_of(PENALTY), 16 // size
+    variables = net.init(jax.random.key(2), r1.asked.image, None, train=True)
+    rng = np.random.default_rng(3)
+    real, fake = (jnp.asarray(rng.normal(size=(4, size, size, 1)), jnp.float32) for _ in range(2))
+
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        x = nn.avg_pool(x, (k, k), (k, k))
+        return net.apply(variables, x, None, train=True, alpha=alpha).sum()
+
+    share = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+    places = [x.repeat(k, 1).repeat(k, 2) for x in (real, share * real + (1 - share) * fake)]
+    lengths = [np.sqrt(np.square(gradient(x)).sum((1, 2, 3))) for x in places]
+    wanted = 3 * np.square(lengths[0]).mean() / 2, 3 * np.square(lengths[1] / 0.5 - 1).mean()
+    growth = {'size': size, 'alpha': jnp.float32(alpha)}
+    for judge, want in zip((r1, wgan_gp), wanted, strict=True):
+        judge = judge._replace(game=judge.game._replace(growth=growth))
+        np.testing.assert_allclose(judge.penalty(variables, real, fake), want, rtol=1e-5)
 
 
 def is_adam(x):
