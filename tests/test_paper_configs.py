@@ -26,6 +26,7 @@ import pytest
 
 from gen_jax.config import create
 from gen_jax.diffusion import adm, continuous, gaussian
+from gen_jax.method import ramped_decay
 
 ROOT = Path(__file__).parents[1]
 SONG, KARRAS, FACES = 'score_sde_cifar10', 'edm_cifar10', 'edm_ffhq64'
@@ -58,7 +59,7 @@ ROWS = {
     (DHARIWAL, 'at_256_unconditional'): (552_814_086, 506.88, 250),
     (CLASSIFIERS, ''): (65_438_568, 307.2, 0),
     (CLASSIFIERS, 'at_256'): (54_096_360, 128, 0),
-    (FLOW, ''): (61_804_419, 166.4, None),
+    (FLOW, ''): (61_804_419, 102.4, None),
     (FLOW, 'icfm'): (35_746_307, 51.2, None),
     (FLOW, 'ot_cfm'): (35_746_307, 51.2, None),
 }
@@ -450,10 +451,12 @@ def test_ladder_is_ncsnv2s_in_images_twice_as_large():
     assert step == pytest.approx(6.2e-6, rel=1e-5)  # sampling.step_lr
 
 
-def test_rectified_flows_average_is_the_authors_at_the_end():
+def test_rectified_flows_average_is_the_authors():
+    """models/ema.py: min(0.999999, (1 + n) / (10 + n)) at the n-th step; ours counts from 0."""
     config = load(FLOW)
-    n = config.steps
-    assert config.ema_decay == pytest.approx(min(0.999999, (1 + n) / (10 + n)), abs=2e-7)
+    for n in (100, 10_000, config.steps):
+        found = float(1 - ramped_decay(config, np.float64(n - 1)))
+        assert found == pytest.approx(1 - min(0.999999, (1 + n) / (10 + n)), abs=60 / n**2 + 1e-7)
 
 
 @pytest.mark.slow
