@@ -1,4 +1,4 @@
-"""DCGAN (Radford et al. 2016) on Fashion-MNIST, padded to 32x32 grey, at half the paper's width.
+"""DCGAN (Radford et al. 2016) on Fashion-MNIST, padded to 32x32 grey, half as wide as dcgan.torch.
 
     python main.py --config=configs/dcgan_fashion_mnist.py --workdir=runs/dcgan_fashion_mnist
 

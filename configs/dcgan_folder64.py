@@ -1,10 +1,15 @@
-r"""DCGAN (Radford et al. 2016) at the paper's size, on your folder of images, 64x64 RGB.
+r"""DCGAN (Radford et al. 2016) on your folder of images, 64x64 RGB, with dcgan.torch's networks.
 
     python main.py --config=configs/dcgan_folder64.py --workdir=runs/dcgan64 \
         --config.data.source=folder:/data/faces
 
-The nets, the optimiser and the batch are the paper's: 3,576,704 parameters in the generator and
-2,765,568 in the discriminator. Cost: 40000 steps of 128 images (25 passes over 200 thousand).
+Networks and z are those of github.com/soumith/dcgan.torch (main.lua): 3,576,704 parameters in the
+generator and 2,765,568 in the discriminator. The optimiser and batches of 128 are the paper's.
+What differs from the paper's own code (github.com/Newmu/dcgan_code, faces/train_uncond_dcgan.py):
+that has twice as many channels, 5x5 kernels, z uniform in (-1, 1), an L2 penalty of 1e-5, and draws
+samples by statistics of the batch, here by running ones. dcgan.torch has batches of 64, crops at
+random, and mirrors images. Like both, this samples from the weights of now.
+Cost: 40000 steps of 128 images (25 passes over 200 thousand).
 Number: the paper measures no sample quality. Ours: not trained here; the nets agree with PyTorch's
 (tests/parity/test_dcgan.py).
 """
@@ -23,6 +28,7 @@ def get_config(variant: str = ''):
     config.data.source = 'folder:PATH'
     config.data.image_size = 64
     config.data.channels = 3
+    config.ema_decay = 0.0
     config.eval.metrics = ('fid', 'kid', 'prdc', 'diversity')
     return vary(
         config,

@@ -1,5 +1,8 @@
 """DCGAN's networks: Radford, Metz and Chintala 2016, "... Deep Convolutional GANs".
 
+They are those of github.com/soumith/dcgan.torch, with 64 channels next to the image and 4x4
+kernels; the paper's authors (github.com/Newmu/dcgan_code) have 128 channels and 5x5 kernels.
+
 The running variance is that of flax: an average of biased batch variances. PyTorch averages
 unbiased ones, larger by n / (n - 1), n = b * h * w.
 
@@ -149,7 +152,7 @@ class Discriminator(nn.Module):
 
 
 def defaults() -> dict:
-    """The networks' part of a config, `config.model`; the numbers are the paper's."""
+    """The networks' part of a config, `config.model`; the numbers are dcgan.torch's."""
     return {
         'latent_dim': 100,  # length of z
         'width': 64,  # channels next to the image; doubled whenever the side is halved

@@ -2,8 +2,8 @@
 
 After github.com/POSTECH-CVLab/PyTorch-StudioGAN (models/deep_conv.py at 947b35e): a generator that
 ends in a 3x3 convolution, and a discriminator of a 3x3 and a strided 4x4 convolution at each size,
-with ReLU in both, sums over pixels before the last layer, and orthogonal initial values. The
-paper's own networks are gen_jax.gans.dcgan.
+with ReLU in both, sums over pixels before the last layer, and orthogonal initial values. Networks
+that look like the paper's are gen_jax.gans.dcgan's.
 
 Without labels the defaults have 3,812,355 and 2,931,009 parameters.
 """
