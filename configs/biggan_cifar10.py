@@ -7,8 +7,10 @@ Cost: 100,000 steps of 5 x 64 images.
 Networks: 9,416,196 and 2,415,170 parameters.
 Paper: FID 14.73, Inception score 9.22; StudioGAN: FID 4.16, 9.96.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
-Samples take running statistics of the averaged generator; with --config.sample.standing=100
-standing ones, as the paper's and StudioGAN's numbers. StudioGAN trains in mixed precision.
+StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
+statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
+the last, in float32, with running statistics of the averaged generator
+(--config.sample.standing=N: standing ones, as the paper's too), and enlarged by FID's own filter.
 
 Variants:
   authors: the authors' script for CIFAR-10 (github.com/ajbrock/BigGAN-PyTorch at 9845943):

@@ -8,16 +8,19 @@ beta_1 0 at 1e-4 and 4e-4. The paper has 5e-5 and 2e-4, and 2 steps of the discr
 Cost: 150,000 steps of 2,048 images.
 Networks: 70,433,988 and 87,982,370 parameters.
 Paper: FID 8.7, Inception score 98.8; the author's PyTorch: Inception score 97.35, at its
-best, after 138,000 steps; StudioGAN: FID 8.35, 97.76.
+best, after 138,000 steps; StudioGAN: FID 8.35, 97.76 (configs/sngan_imagenet128.py says of what).
 Ours: not trained here. The networks agree with the author's (tests/parity/test_gan_resnets.py).
 Samples take running statistics of the averaged generator, as the script's; with
 --config.sample.standing=100 standing ones, as the paper's.
 What differs: the author's parts of a batch each have images of their own for the generator, and
-batch norm there sees the 32 images that a GPU has of a part, here all 256 of it.
+batch norm there sees the 32 images that a GPU has of a part, here all 256 of it; images are made
+smaller by a bicubic filter, there by a bilinear one.
 
 Variants:
   deep: BigGAN-deep, 50,244,484 and 34,590,210 parameters (scripts/launch_BigGAN_deep.sh).
-  at_256: 256x256, 82,235,844 and 99,225,890 parameters.
+  at_256: 256x256, attention at 64x64 in both networks, which is the default of the author's code:
+    82,235,844 and 99,225,890 parameters. The published generator has it at 128x128
+    (TFHub/converter.py).
   at_256_deep: BigGAN-deep, 55,736,708 and 38,247,426 parameters. Paper: FID 6.95, precision 0.87
     and recall 0.28 (as Dhariwal and Nichol 2021 measure the published weights).
   at_512_deep: BigGAN-deep at 512x512, 56,019,780 and 38,301,122 parameters. Paper: FID 8.43 (the

@@ -9,6 +9,10 @@ Cost: 200,000 steps of 2 x 64 images.
 Networks: 3,812,355 and 2,931,009 parameters.
 StudioGAN: FID 48.29, Inception score 6.11.
 Ours: not trained here. The networks agree with PyTorch's (tests/parity/test_deep_conv.py).
+StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
+statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
+the last, in float32, with running statistics (--config.sample.standing=N: standing ones), and
+enlarged by FID's own filter.
 
 Variants:
   lsgan: least squares (Mao et al. 2017); StudioGAN has FID 40.22, Inception score 6.55.

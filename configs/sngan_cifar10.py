@@ -9,6 +9,10 @@ Cost: 100,000 steps of 5 x 64 images.
 Networks: 4,304,387 and 1,055,105 parameters.
 Paper: FID 17.5, Inception score 8.62 (Miyato and Koyama 2018); StudioGAN: FID 9.01, 8.83.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
+StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
+statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
+the last, in float32, with running statistics (--config.sample.standing=N: standing ones), and
+enlarged by FID's own filter.
 
 Variants:
   unconditional: without labels; the paper has FID 21.7, Inception score 8.22.
@@ -20,7 +24,7 @@ Variants:
   wgan_gp: unconditional Wasserstein distance with gradient penalty (Gulrajani et al. 2017), without
     batch norm in the critic, as the paper has it and StudioGAN has not; the paper, whose Adam has
     beta_1 0, beta_2 0.9 and a rate that falls to 0: Inception score 7.86; StudioGAN: FID 53.98,
-    5.22.
+    5.22 in its benchmark, 36.84, 6.71 in its comparison with papers.
   wgan: unconditional Wasserstein distance by clipping (Arjovsky et al. 2017), the critic with batch
     norm; StudioGAN has FID 107.68, Inception score 3.59.
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.

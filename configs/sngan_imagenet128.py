@@ -6,8 +6,14 @@ Recipe of github.com/POSTECH-CVLab/PyTorch-StudioGAN (configs/ImageNet/SNGAN-256
 hinge, 2 steps of the discriminator for one of the generator, each on 256 images of its own.
 Cost: 500,000 steps of 2 x 256 images.
 Networks: 41,996,931 and 39,443,137 parameters.
-Paper: Inception score 36.8; FID 27.62 as Zhang et al. 2019 measure it. StudioGAN: FID 31.49, 31.42.
+Paper: Inception score 36.8; FID 27.62 as Zhang et al. 2019 measure it. StudioGAN: FID 31.49, 31.42
+in its benchmark, 28.39, 32.40 in its comparison with papers.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
+StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
+statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
+the last, in float32, with running statistics (--config.sample.standing=N: standing ones), and
+enlarged by FID's own filter.
+What differs: images are made smaller by a bicubic filter, there by Lanczos's.
 
 Variants:
   sagan: spectral normalisation in both networks, and attention at 64x64 (Zhang et al. 2019), one

@@ -7,13 +7,16 @@ whose networks and rates are those of Karras et al. 2020b, "Training Generative 
 with Limited Data", without adaptive augmentation: no style mixing, no path length regularisation.
 Cost: 200,000 steps of 64 images.
 Networks: 20,215,315 and 23,089,664 parameters.
-StudioGAN: FID 3.78, Inception score 10.17.
+StudioGAN: FID 3.78, Inception score 10.17 in its benchmark, 3.69, 10.28 in its comparison with
+papers. They are of its best checkpoint, trained in mixed precision, and of images that Pillow's
+bilinear filter enlarges for Inception. Here samples are of the last, in float32, enlarged by FID's
+own filter.
 Ours: not trained here. Networks and penalties agree with the authors'
 (tests/parity/test_stylegan2.py).
-What differs: the authors' generator has beta_2 = 0.99 ** 0.8, from steps of regularisation that it
-does not take here; its learning rate, lowered for the same reason, is theirs. Theirs moves before
-the discriminator, whose lazy penalty comes after its step, here before it. StudioGAN computes in
-mixed precision, with activations held within 256.
+What differs: the authors' generator has beta_2 = 0.99 ** 0.8 = 0.992, here 0.99, for steps of path
+length regularisation that it takes neither there nor here; its learning rate, lowered for the same
+reason, is theirs. Theirs moves before the discriminator, whose lazy penalty comes after its step,
+here before it. StudioGAN holds activations within 256.
 
 Variants:
   unconditional: 19,947,539 and 20,720,641 parameters.

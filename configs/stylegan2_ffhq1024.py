@@ -11,8 +11,8 @@ Networks: 30,370,060 and 29,012,513 parameters.
 Paper: FID 2.84.
 Ours: not trained here. Networks and penalties agree with the authors'
 (tests/parity/test_stylegan2.py). What differs: the authors compute the four largest sizes in
-float16, their generator moves before the discriminator, and regularisation comes after a player's
-step, here before it.
+float16 and hold what all convolutions give within 256, their generator moves before the
+discriminator, and regularisation comes after a player's step, here before it.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.
