@@ -18,8 +18,8 @@ Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accu
 
 Data: as configs/adm_imagenet.py says; half are mirrored.
 
-Differences: the authors crop at random, here images are cropped to their middle; their learning
-rate falls linearly to 0, here by a cosine.
+Differences: the authors crop at random places, to 0.8 to 1 of the shorter side, here images are
+cropped to their middle; their learning rate falls linearly to 0, here by a cosine.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_adm_unet.py), and
 gen_jax/interop/adm.py reads their weights.
 

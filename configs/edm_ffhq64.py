@@ -15,8 +15,10 @@ paper's table 2):
     afhq_ve   NCSN++   62,761,091  AFHQv2        2.16
 
 Data: a folder with the 70,000 aligned faces of github.com/NVlabs/ffhq-dataset; for afhq one with
-the images of AFHQv2, of all three kinds in one folder. Larger images are made smaller as they are
-read; it saves time to do so once, such as with ImageMagick, by the filter of the authors:
+the images of AFHQv2, of all three kinds, train and test together as the authors have them: of
+folders train and test side by side only the first would be trained on. Larger images are made
+smaller as they are read; it saves time to do so once, such as with ImageMagick, by the filter of
+the authors:
 
     mogrify -path /data/ffhq64 -filter Lanczos -resize 64x64 images1024x1024/*/*.png
 

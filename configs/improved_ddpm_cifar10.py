@@ -9,6 +9,8 @@ ancestral sampling of all 4000 steps with the learned variance). No images are m
 Ours: not trained here. Losses, bound, respacing and time sampling agree with the authors' code
 (tests/parity/test_improved_diffusion.py), and so does the network (tests/parity/test_adm_unet.py).
 Few steps: --config.sample.knobs.steps=100 visits the times of their --timestep_respacing 100.
+--mode=evaluate finds FID; with --config.eval.metrics="('fid', 'per_example')" the bits too, for
+which each of the 10,000 test images takes 4000 calls of the network.
 
 Variants:
   vlb: the whole bound as the loss, its times drawn by how large their losses were.

@@ -1,4 +1,4 @@
-"""beta-VAE and its kin on sprites with known factors, 64x64 binary: Locatello et al. 2019's rows.
+"""beta-VAE and its kin on sprites with known factors, 64x64 binary (Locatello et al. 2019).
 
     python main.py --config=configs/vae_sprites.py
 
@@ -12,7 +12,9 @@ experiments/disentanglement.py has smaller ones.
 
 Variants:
   beta_tc: beta-TCVAE, beta 6.
-  factor: FactorVAE, gamma 35; 64 images for the model, as many for its judge.
+  factor: FactorVAE, with Kim and Mnih's gamma of 35 (Locatello et al. try 10 to 50 in tens, and
+    100); 64 images for the model and as many others, as Kim and Mnih have it, whose codes are
+    shuffled for its judge. In disentanglement_lib these are the same 64.
   capacity: gamma 1000, C to 25 nats in 100,000 steps (Burgess et al. 2018). A batch's mean KL
     divergence is held at C, as in disentanglement_lib; pythae holds that of each image there.
   tiny: 384 images of 16x16; each mode takes seconds.
