@@ -18,8 +18,8 @@ Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accu
 
 Data: as configs/adm_imagenet.py says; half are mirrored.
 
-Differences: the authors crop at random places, to 0.8 to 1 of the shorter side, here images are
-cropped to their middle; their learning rate falls linearly to 0, here by a cosine.
+Difference: the authors crop at random places, to 0.8 to 1 of the shorter side; here images are
+cropped to their middle.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_adm_unet.py), and
 gen_jax/interop/adm.py reads their weights.
 
@@ -57,6 +57,7 @@ def get_config(variant: str = ''):
     config.diffusion.betas = 'cosine'
 
     config.optimizer.learning_rate = 6e-4
+    config.optimizer.decay = 'linear'
     config.optimizer.decay_steps = 300_000
     config.optimizer.weight_decay = 0.2
 

@@ -331,6 +331,7 @@ def _check_optimizer(optimizer) -> None:
         check(field, lambda x: 0 <= x < math.inf, '0 or more, and finite')
     for field in ('b1', 'b2'):
         check(field, lambda x: 0 <= x < 1, 'at least 0 and below 1')
+    check('decay', lambda x: x in ('cosine', 'linear'), "'cosine' or 'linear'")
     warmup = optimizer.warmup
     expected = f'0 (constant), or more than optimizer.warmup={warmup}'
     check('decay_steps', lambda x: x == 0 or x > warmup, expected)

@@ -217,7 +217,8 @@ def optimizer_defaults(**changes: float) -> dict:
     return {
         'learning_rate': 1e-3,
         'warmup': 0,  # steps from 0 to learning_rate
-        'decay_steps': 0,  # the step at which a cosine has taken it to 0; 0: constant
+        'decay': 'cosine',  # how it falls to 0: cosine or linear
+        'decay_steps': 0,  # the step at which it is 0; 0: constant
         'b1': 0.9,
         'b2': 0.999,
         'eps': 1e-8,
@@ -232,21 +233,19 @@ def optimizer(config) -> optax.GradientTransformation:
 
     Args:
       config: `learning_rate`; `warmup`, steps over which it rises linearly from 0 (0: none);
-        `decay_steps`, the step, warm-up counted, at which a cosine has taken it to 0 (0: constant);
-        `b1`, `b2`, `eps` of Adam; `weight_decay`, decoupled (0: plain Adam); `clip`, the largest
-        global gradient norm (0: no clipping).
+        `decay_steps`, the step, warm-up counted, at which it has fallen to 0 (0: constant), `decay`
+        'cosine' or 'linear'; `b1`, `b2`, `eps` of Adam; `weight_decay`, decoupled (0: plain Adam);
+        `clip`, the largest global gradient norm (0: no clipping).
     """
+    peak, warmup = config.learning_rate, config.warmup
+    rate = optax.linear_schedule(0.0, peak, warmup) if warmup else peak
     if config.decay_steps:
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0 if config.warmup else config.learning_rate,
-            config.learning_rate,
-            config.warmup,
-            config.decay_steps,
-        )
-    elif config.warmup:
-        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
-    else:
-        rate = config.learning_rate
+        left = config.decay_steps - warmup
+        if config.decay == 'cosine':
+            fall = optax.cosine_decay_schedule(peak, left)
+        else:
+            fall = optax.linear_schedule(peak, 0.0, left)
+        rate = optax.join_schedules([rate, fall], [warmup]) if warmup else fall
     return optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),

@@ -106,6 +106,7 @@ def test_a_field_set_to_another_type_is_refused_where_it_happens():
         ('optimizer.b1', 1.0),
         ('optimizer.b2', NAN),
         ('optimizer.eps', 0.0),
+        ('optimizer.decay', 'step'),
         ('optimizer.decay_steps', -1),
     ],
 )

@@ -11,6 +11,7 @@ from gen_jax.method import Net, check_batch, descend, optimizer, ramped_decay, s
 SETTINGS = {
     'learning_rate': 0.1,
     'warmup': 0,
+    'decay': 'cosine',
     'decay_steps': 0,
     'b1': 0.9,
     'b2': 0.999,
@@ -165,6 +166,8 @@ def test_weight_decay_is_decoupled():
         ({'warmup': 4}, [0.0, 0.025, 0.05, 0.075, 0.1, 0.1]),
         # A cosine from 0.1 to 0 over the 2 steps that the warm-up leaves.
         ({'warmup': 2, 'decay_steps': 4}, [0.0, 0.05, 0.1, 0.05, 0.0]),
+        ({'decay_steps': 4, 'decay': 'linear'}, [0.1, 0.075, 0.05, 0.025, 0.0, 0.0]),
+        ({'warmup': 1, 'decay_steps': 3, 'decay': 'linear'}, [0.0, 0.1, 0.05, 0.0]),
     ],
 )
 def test_learning_rate_over_steps(changes, expected):

@@ -365,7 +365,8 @@ RECIPES = {
         'model.blocks': 4,  # --classifier_depth
         'diffusion.betas': 'cosine',
         'optimizer.learning_rate': 6e-4,
-        'optimizer.decay_steps': 300_000,  # --anneal_lr, to 0 at --iterations
+        'optimizer.decay': 'linear',  # --anneal_lr, to 0 at --iterations
+        'optimizer.decay_steps': 300_000,
         'optimizer.weight_decay': 0.2,
     },
     (CLASSIFIERS, 'at_256'): NOISED
@@ -376,6 +377,7 @@ RECIPES = {
         'model.blocks': 2,
         'diffusion.betas': 'linear',
         'optimizer.learning_rate': 3e-4,
+        'optimizer.decay': 'linear',
         'optimizer.decay_steps': 500_000,
         'optimizer.weight_decay': 0.05,
     },

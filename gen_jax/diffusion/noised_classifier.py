@@ -5,8 +5,8 @@ cross-entropy on x_t = alpha_t x_0 + sigma_t eps at times drawn uniformly from t
 `diffusion.gaussian`. A run of this method is what `config.guide.workdir` of such a model may name.
 
 As in the authors' code (github.com/openai/guided-diffusion, scripts/classifier_train.py): Adam with
-decoupled weight decay, and no moving average. Theirs crops at random and has its learning rate fall
-linearly; here images are cropped to their middle, and `optimizer.decay_steps` is a cosine's.
+decoupled weight decay, and no moving average. Theirs crops at random; here images are cropped to
+their middle.
 """
 
 import jax
