@@ -1,5 +1,6 @@
 """Images in folders."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from gen_jax.errors import UserError
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 # Decoding this many images takes seconds at most; more of them wait for training to find the fault.
 FULLY_CHECKED = 2000
+# What others call the split that is 'test' here.
+HELD_OUT = ('val', 'valid', 'validation', 'eval')
 
 
 class Folder:
@@ -19,8 +22,10 @@ class Folder:
 
     PATH/CLASS/*.png makes a class of each folder, numbered in sorted order; PATH/*.png is
     unlabelled. Where both PATH/train and PATH/test exist, each split is the folder of its name
-    (of either layout), and the classes are those of PATH/train. Elsewhere all of it is 'train'.
-    Names that start with a dot are skipped. `fitting` says how colours and sizes are brought in
+    (of one layout), and the classes are those of PATH/train. Elsewhere all of it is 'train'; a
+    PATH/train that is the only folder, or has val, valid, validation or eval beside it, is taken
+    for a split that lacks its test, and refused. Files ending in .png, .jpg, .jpeg and .webp are read, and no others;
+    names that start with a dot are skipped. `fitting` says how colours and sizes are brought in
     line.
 
     Example i has image, uint8 [size, size, channels], and label, int (0 where unlabelled).
@@ -35,8 +40,9 @@ class Folder:
         Raises:
           UserError: the path, split or class does not exist or is empty, or a file is broken.
         """
-        root = Path(path).expanduser()
-        if not root.is_dir():
+        # Of a user or a name that cannot be, pathlib raises; these leave it as it is.
+        root = Path(os.path.expanduser(path))
+        if not os.path.isdir(root):
             raise UserError(
                 f'folder:{path} is not a folder: point config.data.source at one with '
                 'CLASS/*.png or *.png in it'
@@ -86,6 +92,7 @@ def _split_folder(root: Path, split: str) -> Path:
         if split not in splits:
             raise UserError(f'folder:{root} has no split {split!r}{nearest(split, splits)}')
         return root / split
+    _check_not_splits(root)
     if split != 'train':
         raise UserError(
             f'folder:{root} has no split {split!r}, only train: '
@@ -94,26 +101,45 @@ def _split_folder(root: Path, split: str) -> Path:
     return root
 
 
+def _check_not_splits(root: Path) -> None:
+    """Raises UserError where `root` seems to hold splits, but lacks its test."""
+    names = [p.name for p in _folders(root)]
+    if 'train' not in names:
+        return
+    other = next((name for name in HELD_OUT if name in names), None)
+    if other:
+        raise UserError(
+            f'{root} has train and {other}, expected train and test: rename {other} to test'
+        )
+    if names == ['train']:
+        raise UserError(
+            f'{root} has train alone, expected train and test: make {root}/test, or set '
+            f"config.data.source=folder:{root}/train and config.data.eval_split='train'"
+        )
+
+
 def _classes(root: Path) -> list[str]:
     """Class names in label order; those of `train` hold for all splits, lest numbers shift."""
     return [p.name for p in _folders(_split_folder(root, 'train'))]
 
 
 def _labelled(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    stray = [p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES]
-    if stray:
+    found, stray = [p.name for p in _folders(folder)], _listed(folder)
+    if stray and found:
         raise UserError(
-            f'{folder} holds both class folders and images ({stray[0]}): '
+            f'{folder} holds both class folders and images ({Path(stray[0]).name}): '
             'move the images into class folders, or all of them into one folder'
         )
-    found = [p.name for p in _folders(folder)]
     for name in found:
         if name not in classes:
             raise UserError(
                 f'{folder / name} is a class that the train split lacks{nearest(name, classes)}'
             )
     if not found:
-        raise UserError(f'{folder} has no class folders; expected some of: {", ".join(classes)}')
+        has = f'images ({Path(stray[0]).name}) and ' if stray else ''
+        raise UserError(
+            f'{folder} has {has}no class folders; expected some of: {", ".join(classes)}'
+        )
     return [(path, classes.index(name)) for name in found for path in _images(folder / name)]
 
 
@@ -122,11 +148,19 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[str]:
-    found = sorted(
+    found = _listed(folder)
+    if not found:
+        folders = [p.name for p in _folders(folder)]
+        has = f'folders ({folders[0]}) and ' if folders else ''
+        raise UserError(
+            f'{folder} has {has}no images; expected files ending in {", ".join(SUFFIXES)}'
+        )
+    return found
+
+
+def _listed(folder: Path) -> list[str]:
+    return sorted(
         str(p)
         for p in folder.iterdir()
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith('.')
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith('.') and not p.is_dir()
     )
-    if not found:
-        raise UserError(f'{folder} has no images; expected files ending in {", ".join(SUFFIXES)}')
-    return found

@@ -191,6 +191,57 @@ def test_folder_mistakes(tmp_path):
     assert 'stray.png' in error_of(source=source)
 
 
+@pytest.mark.parametrize('other', ['val', 'valid', 'validation', 'eval'])
+@pytest.mark.parametrize('layout', ['', 'a'])
+def test_splits_that_lack_test_are_not_taken_for_classes(tmp_path, other, layout):
+    source = f'folder:{tmp_path}'
+    save(tmp_path / 'train' / layout / '0.png', 0)
+    for split in ('train', 'test'):
+        alone = error_of(split, source=source)
+        assert f'{tmp_path} has train alone, expected train and test' in alone
+    save(tmp_path / other / layout / '0.png', 0)
+    for split in ('train', 'test', other):
+        error = error_of(split, source=source)
+        assert error.endswith(f'expected train and test: rename {other} to test')
+    (tmp_path / other).rename(tmp_path / 'test')
+    assert [len(open_source(data(source=source), split)) for split in ('train', 'test')] == [1, 1]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ('bus', 'train'):
+        save(tmp_path / name / '0.png', 0)
+    source = open_source(data(source=f'folder:{tmp_path}', num_classes=2), 'train')
+    assert sources.labels_of(source).tolist() == [0, 1]
+
+
+def test_splits_of_two_layouts_are_told_apart(tmp_path):
+    source = f'folder:{tmp_path}'
+    save(tmp_path / 'train' / 'a' / '0.png', 0)
+    save(tmp_path / 'test' / '0.png', 0)
+    assert f'{tmp_path}/test has images (0.png) and no class folders' in error_of(
+        'test', source=source
+    )
+    (tmp_path / 'train').rename(tmp_path / 'labelled')
+    (tmp_path / 'test').rename(tmp_path / 'train')
+    (tmp_path / 'labelled').rename(tmp_path / 'test')
+    assert f'{tmp_path}/test has folders (a) and no images' in error_of('test', source=source)
+
+
+def test_names_with_a_dot_folders_and_other_suffixes_are_no_images(tmp_path):
+    for name in ('a/0.png', 'a/1.bmp', 'b/0.png'):
+        save(tmp_path / name, 0)
+    (tmp_path / '._x.png').write_bytes(b'what macOS leaves beside x.png')
+    (tmp_path / 'b' / 'cut.png').mkdir()
+    assert len(open_source(data(source=f'folder:{tmp_path}', num_classes=2), 'train')) == 2
+    (tmp_path / 'a' / '0.png').unlink()
+    assert 'a has no images; expected files ending in .png' in error_of(source=f'folder:{tmp_path}')
+
+
+@pytest.mark.parametrize('path', ['~nosuchuser/x', 'a' * 300])
+def test_a_path_that_cannot_be_is_told(path):
+    assert f'folder:{path} is not a folder' in error_of(source=f'folder:{path}')
+
+
 @pytest.mark.parametrize('kind', ['png', 'jpg', 'webp'])
 def test_a_truncated_image_is_found_at_open(tmp_path, kind):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
