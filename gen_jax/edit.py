@@ -188,7 +188,7 @@ def read_images(
     data, split = config.data.copy_and_resolve_references(), 'train'
     if not folder:
         split = data.eval_split
-    elif Path(folder).expanduser().is_dir():
+    elif os.path.isdir(os.path.expanduser(folder)):
         data.source, data.num_classes = f'folder:{folder}', 0
     else:
         raise UserError(f"config.{field}={folder!r} is not a folder: expected one of images, or ''")
@@ -225,7 +225,7 @@ def read_mask(name: str, size: int) -> np.ndarray:
     """
     if name in MASKS:
         known = MASKS[name](*np.mgrid[:size, :size], size)[..., None]
-    elif Path(name).is_file():
+    elif os.path.isfile(name):
         known = fitting.decode(name, f'config.edit.mask={name!r}', 1) >= 128
     else:
         raise UserError(

@@ -241,8 +241,10 @@ def test_labels_are_the_images_own_or_what_sample_label_says():
         ({'edit.repeats': 0}, 'config.edit.repeats=0'),
         ({'edit.task': 'repaint', 'edit.jump': 20}, 'config.edit.jump=20: expected less than'),
         ({'edit.images': '/no/such/folder'}, "config.edit.images='/no/such/folder'"),
+        ({'edit.images': '~nosuchuser/x'}, "config.edit.images='~nosuchuser/x'"),
         ({'edit.task': 'inpaint', 'edit.mask': 'lefft'}, "did you mean 'left'"),
         ({'edit.task': 'inpaint', 'edit.mask': '/no/mask.png'}, '/no/mask.png'),
+        ({'edit.task': 'inpaint', 'edit.mask': 'a' * 300}, 'expected a PNG file'),
         ({'data.channels': 3}, 'set config.data.channels=1'),
     ],
 )

@@ -24,9 +24,9 @@ class Folder:
     unlabelled. Where both PATH/train and PATH/test exist, each split is the folder of its name
     (of one layout), and the classes are those of PATH/train. Elsewhere all of it is 'train'; a
     PATH/train that is the only folder, or has val, valid, validation or eval beside it, is taken
-    for a split that lacks its test, and refused. Files ending in .png, .jpg, .jpeg and .webp are read, and no others;
-    names that start with a dot are skipped. `fitting` says how colours and sizes are brought in
-    line.
+    for a split that lacks its test, and refused. Files ending in .png, .jpg, .jpeg and .webp are
+    read, and no others; names that start with a dot are skipped. `fitting` says how colours and
+    sizes are brought in line.
 
     Example i has image, uint8 [size, size, channels], and label, int (0 where unlabelled).
 

@@ -47,7 +47,7 @@ def find(file: WeightsFile, path: str = '', hint: str = '') -> Path:
       UserError: no file at `path`, a wrong checksum, or a server that cannot be reached.
     """
     if path:
-        return _given(file, Path(path).expanduser())
+        return _given(file, Path(os.path.expanduser(path)))
     place = cache_folder() / file.name
     if not place.is_file():
         _download(file, place, hint)
@@ -73,8 +73,8 @@ def sha256(path: str | Path) -> str:
 
 
 def _given(file: WeightsFile, path: Path) -> Path:
-    place = path / file.name if path.is_dir() else path
-    if not place.is_file():
+    place = path / file.name if os.path.isdir(path) else path
+    if not os.path.isfile(place):
         raise UserError(f'{place} not found: expected {file.name}, or a folder that holds it')
     return place
 

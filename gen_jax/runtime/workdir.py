@@ -114,10 +114,11 @@ def read_json(path: Path) -> dict:
 
 
 def check(config: ml_collections.ConfigDict, workdir: Path, after_training: bool = False) -> None:
-    """Raises UserError where `workdir` belongs to another config."""
+    """Raises UserError where `workdir` belongs to another config, or cannot be."""
     path = workdir / 'config.json'
-    if not path.exists():
-        return
+    with _writable(workdir):
+        if not path.exists():
+            return
     free = FREE_AFTER_TRAINING if after_training else FREE
     have, want = read_json(path), flat(config)
     different = [

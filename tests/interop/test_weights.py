@@ -68,6 +68,8 @@ def test_a_given_path_that_is_not_there(tmp_path, cache):
     (cache / FILE.name).write_bytes(CONTENT)  # not a stand-in for what was asked for
     refused(r'nowhere\.pth not found: expected net\.pth', FILE, str(tmp_path / 'nowhere.pth'))
     refused(r'net\.pth not found: .* a folder that holds it', FILE, str(tmp_path))
+    for path in ('~nosuchuser/x', 'a' * 300):
+        refused(f'{path} not found', FILE, path)
 
 
 def test_the_cache_comes_before_the_network(cache):

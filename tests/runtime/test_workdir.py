@@ -1,5 +1,6 @@
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -24,6 +25,12 @@ def test_a_file_that_holds_no_fields_is_told(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r'best\.json is no JSON object: restore it'):
         workdir.read_json(path)
+
+
+def test_a_name_too_long_for_a_folder_is_told(tmp_path):
+    folder = tmp_path / ('a' * 300)
+    with pytest.raises(UserError, match=f'cannot write to {folder} .File name too long.'):
+        workdir.check(ml_collections.ConfigDict(), folder)
 
 
 @pytest.mark.parametrize(
