@@ -56,12 +56,9 @@ def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> gr
       exactly, in another process too.
 
     Raises:
-      UserError: here for a source without examples; from `next` for a broken image, or a label
-        outside 0 .. num_classes-1.
+      UserError: from `next`, for a broken image, or a label outside 0 .. num_classes-1.
     """
     data, local = config.data, slice(None) if rows is None else rows
-    if not len(source):
-        raise UserError(f'{data.source} {data.split!r} has no examples: choose another data.split')
 
     def load(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Drawn for the global batch, so that it does not matter how it is divided.

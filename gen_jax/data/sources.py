@@ -88,8 +88,8 @@ def open_source(data, split: str) -> Source:
       split: 'train', 'test', or what the source itself calls its parts.
 
     Raises:
-      UserError: no such source or split, missing or broken files, or channels or classes other
-        than the source's.
+      UserError: no such source or split, a split without examples, missing or broken files, or
+        channels or classes other than the source's.
     """
     kind, _, name = data.source.partition(':')
     known = ('digits', 'shapes', 'sprites', 'tfds:NAME', 'folder:PATH')
@@ -116,6 +116,8 @@ def open_source(data, split: str) -> Source:
         _check_channels(data, tfds_source.channels(builder))
         source = tfds_source.Tfds(builder, split, data.image_size, data.channels, data.fit)
     _check_classes(data, source.num_classes)
+    if not len(source):
+        raise UserError(f'{data.source} {split!r} has no examples: choose another split')
     return source
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,6 +20,8 @@ from gen_jax.data import fitting
 from gen_jax.errors import UserError
 
 TOGETHER = 1000  # records that are read at a time for their labels
+# Seconds that a network file system may take to show what another host has written.
+SHOWN_WITHIN = 60
 
 
 class Tfds:
@@ -35,16 +38,21 @@ class Tfds:
         """Args: builder: from `prepared`; split: of the data set, slices as TFDS writes them."""
         label = dict(builder.info.features.items()).get('label')
         self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
-        self._name = builder.info.full_name
+        self._name, self._folder = builder.info.full_name, str(builder.data_dir)
         self._size, self._channels, self._fit = image_size, channels, fit
+        decoders = {'image': tfds.decode.SkipDecoding()}
         try:
-            self._records = builder.as_data_source(
-                split, decoders={'image': tfds.decode.SkipDecoding()}
-            )
-        except ValueError:
-            raise UserError(
-                f'{self._name} has no split {split!r}{nearest(split, builder.info.splits)}'
-            ) from None
+            # An empty slice has no data source; `open_source` refuses what is empty.
+            some = builder.info.splits[split].num_examples > 0
+            self._records = builder.as_data_source(split, decoders=decoders) if some else ()
+        except ValueError as error:
+            reason = _one_line(error)
+            told = f': {reason}'
+            if reason.startswith('Unknown split'):
+                told = nearest(split, builder.info.splits)
+            raise UserError(f'{self._name} has no split {split!r}{told}') from None
+        if some:  # The reader opens files when it comes to them; damage is best told now.
+            self._read([0, len(self) - 1])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -53,9 +61,8 @@ class Tfds:
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices) -> list[dict]:
-        # One call of the reader for all of them is ten times as fast as one call each.
         indices = [int(i) for i in indices]
-        records = self._records.__getitems__(indices)
+        records = self._read(indices)
         return [self._example(i, record) for i, record in zip(indices, records, strict=True)]
 
     def labels(self) -> np.ndarray:
@@ -63,10 +70,20 @@ class Tfds:
         if not self.num_classes:
             return np.zeros(len(self), int)
         parts = (
-            self._records.__getitems__(range(start, min(start + TOGETHER, len(self))))
+            self._read(range(start, min(start + TOGETHER, len(self))))
             for start in range(0, len(self), TOGETHER)
         )
         return np.array([int(record['label']) for part in parts for record in part])
+
+    def _read(self, indices) -> list[dict]:
+        try:
+            # One call of the reader for all of them is ten times as fast as one call each.
+            return self._records.__getitems__(indices)
+        except RuntimeError as error:
+            raise UserError(
+                f'{self._name} cannot be read: {_one_line(error)}; if its files in {self._folder} '
+                'are damaged, delete that folder: it is prepared anew'
+            ) from error
 
     def _example(self, i: int, record: dict) -> dict:
         image = fitting.decode(record['image'], f'{self._name} example {i}', self._channels)
@@ -85,14 +102,17 @@ def channels(builder) -> int | None:
 def prepared(name: str, data_dir: str):
     """The TFDS builder of a data set whose array_record files exist, made now if they do not.
 
+    Of several processes the first makes them, for a disk that all of them see.
+
     Args:
       name: as TFDS writes it: 'mnist', 'lsun/church', 'cifar10:3.0.2'.
       data_dir: where TFDS keeps its files; '' for the variable TFDS_DATA_DIR, or else
         ~/tensorflow_datasets.
 
     Raises:
-      UserError: no such data set, no images in it, TensorFlow is missing, or the files cannot be
-        downloaded; then it names them and the folder to put them in.
+      UserError: no such data set, no images in it, TensorFlow is missing, the files cannot be
+        downloaded (then it names them and the folder to put them in), or a process cannot see
+        them; then all processes raise it.
     """
     root = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     root = os.path.expanduser(root)
@@ -105,12 +125,31 @@ def prepared(name: str, data_dir: str):
             f"tfds:{name} has no 'image' feature: expected a data set of images, "
             f'this one has {", ".join(features)}'
         )
-    if not is_prepared and jax.process_index() == 0:
-        logging.info('Preparing tfds:%s in %s, once.', name, builder.data_dir)
+    seen = multihost_utils.process_allgather(np.bool_(is_prepared))  # [processes]
+    if not seen[0]:
+        if jax.process_index() == 0:
+            logging.info('Preparing tfds:%s in %s, once.', name, builder.data_dir)
+            with _quiet():
+                _prepare(builder, name, os.path.join(root, 'downloads'))
+        multihost_utils.sync_global_devices(f'{name} prepared')
         with _quiet():
-            _prepare(builder, name, os.path.join(root, 'downloads'))
-    multihost_utils.sync_global_devices(f'{name} prepared')
+            builder = _reopened(builder, name, root)
+            is_prepared = builder.is_prepared()
+        seen = multihost_utils.process_allgather(np.bool_(is_prepared))
+    if not seen.all():
+        raise UserError(
+            f'tfds:{name} is in {root} for process 0, but not for process {np.argmin(seen)}: '
+            'put config.data.tfds_dir on a disk that all processes mount, or prepare it on each'
+        )
     return builder
+
+
+def _reopened(builder, name: str, root: str):
+    """The builder once its files are there: TFDS reads what they hold only when it opens them."""
+    deadline = time.monotonic() + SHOWN_WITHIN
+    while not builder.is_prepared() and time.monotonic() < deadline:
+        time.sleep(1)
+    return _builder(name, root)
 
 
 def _builder(name: str, root: str):

@@ -1,19 +1,23 @@
 import gzip
 import importlib.util
+import io
 import json
 import os
 import pickle
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_digits
+from tensorflow_datasets.proto import tf_example_pb2
 
 from gen_jax.config import default
-from gen_jax.data import folder, sources
+from gen_jax.data import folder, sources, tfds_source
 from gen_jax.data.sources import open_source
 from gen_jax.errors import UserError
 
@@ -85,6 +89,10 @@ def test_digits_are_fitted():
         ({'source': 'shapes'}, 'set config.data.channels=3'),
         ({'num_classes': 9}, 'digits has 10 classes, but config.data.num_classes=9'),
         ({'source': 'folder:/nope'}, 'folder:/nope is not a folder'),
+        (
+            {'source': 'sprites:2x1x1x1x2', 'split': 'test', 'image_size': 64},
+            "sprites:2x1x1x1x2 'test' has no examples: choose another split",
+        ),
         ({'source': 'folder:/', 'channels': 2}, 'expected 1 .grey. or 3 .colour.'),
     ],
 )
@@ -295,6 +303,133 @@ def test_offline_the_missing_file_and_its_place_are_named(tmp_path, monkeypatch)
     error = error_of(**tfds_fields(tmp_path, 'cifar10', channels=3))
     assert 'put cifar-10-binary.tar.gz from https://www.cs.toronto.edu/' in error
     assert error.endswith(f'into {tmp_path}/downloads/manual/')
+
+
+SHARDS = {'train': (4, 2), 'test': (3,)}
+
+
+def write_tfds(root):
+    """What TFDS leaves of a small Fashion-MNIST: image i is i everywhere, and so is its label."""
+    place, numbers = root / 'fashion_mnist' / '3.0.1', iter(range(10))
+    place.mkdir(parents=True)
+    splits = []
+    for name, lengths in SHARDS.items():
+        for k, n in enumerate(lengths):
+            shard = f'fashion_mnist-{name}.array_record-{k:05d}-of-{len(lengths):05d}'
+            writer = ArrayRecordWriter(str(place / shard), 'group_size:1')
+            for i in (next(numbers) for _ in range(n)):
+                file, example = io.BytesIO(), tf_example_pb2.Example()
+                Image.new('L', (28, 28), i).save(file, 'png')
+                feature = example.features.feature
+                feature['image'].bytes_list.value.append(file.getvalue())
+                feature['label'].int64_list.value.append(i)
+                writer.write(example.SerializeToString())
+            writer.close()
+        template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+        split = {'name': name, 'numBytes': '1', 'filepathTemplate': template}
+        splits.append({**split, 'shardLengths': [str(n) for n in lengths]})
+    info = {'name': 'fashion_mnist', 'version': '3.0.1', 'fileFormat': 'array_record'}
+    (place / 'dataset_info.json').write_text(json.dumps({**info, 'splits': splits}))
+    return place
+
+
+def test_prepared_files_are_read(tmp_path):
+    write_tfds(tmp_path)
+    fields = tfds_fields(tmp_path, 'fashion_mnist', num_classes=10)
+    source = pickle.loads(pickle.dumps(open_source(data(**fields), 'train')))
+    assert sources.labels_of(source).tolist() == [0, 1, 2, 3, 4, 5]
+    images = [example['image'] for example in source.__getitems__([5, 0, 4])]
+    assert [image.shape for image in images] == [(28, 28, 1)] * 3
+    assert [image.mean() for image in images] == [5, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ('split', 'says'),
+    [
+        ('trian', "has no split 'trian', did you mean 'train'?"),
+        ('train[:2]+tst', "has no split 'train[:2]+tst'; known are: test, train"),
+        ('train[9:]', "'train[9:]': Requested slice [9:6] incompatible with 6 examples."),
+        ('train[:x]', "'train[:x]': Error parsing split 'train[:x]'. See format at"),
+        ('train[:0]', "tfds:fashion_mnist 'train[:0]' has no examples"),
+        ('train[5:2]', "tfds:fashion_mnist 'train[5:2]' has no examples"),
+    ],
+)
+def test_why_a_prepared_split_cannot_be_is_told(tmp_path, split, says):
+    write_tfds(tmp_path)
+    assert says in error_of(split, **tfds_fields(tmp_path, 'fashion_mnist'))
+
+
+@pytest.mark.parametrize('left', [100, None])
+@pytest.mark.parametrize('split', ['train', 'train[:4]'])
+def test_prepared_files_that_are_damaged_are_told(tmp_path, left, split):
+    place = write_tfds(tmp_path)
+    shard = place / 'fashion_mnist-train.array_record-00000-of-00002'
+    content = shard.read_bytes()
+    shard.unlink()
+    if left:
+        shard.write_bytes(content[:left])
+    error = error_of(split, **tfds_fields(tmp_path, 'fashion_mnist'))
+    assert error.startswith('fashion_mnist/3.0.1 cannot be read: ')
+    assert f'if its files in {place} are damaged, delete that folder' in error
+
+
+def test_damage_between_the_records_read_at_open_is_told_when_it_is_read(tmp_path):
+    place = write_tfds(tmp_path)
+    source = open_source(data(**tfds_fields(tmp_path, 'fashion_mnist', num_classes=10)), 'train')
+    for shard in place.glob('*train*'):
+        shard.write_bytes(b'')
+    source = pickle.loads(pickle.dumps(source))
+    for read in (source.labels, lambda: source[3]):
+        with pytest.raises(UserError, match='cannot be read'):
+            read()
+
+
+def test_a_process_reads_what_the_first_has_prepared_meanwhile(tmp_path, monkeypatch):
+    fields = tfds_fields(tmp_path / 'mine', 'fashion_mnist', num_classes=10)
+    write_tfds(tmp_path / 'first')
+
+    def wait(name):
+        shutil.copytree(tmp_path / 'first', tmp_path / 'mine')
+
+    monkeypatch.setattr(tfds_source.jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(tfds_source.multihost_utils, 'sync_global_devices', wait)
+    assert len(open_source(data(**fields), 'train')) == 6
+
+
+def test_files_that_do_not_appear_are_waited_for_so_long_and_no_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_source, 'SHOWN_WITHIN', 1)
+    monkeypatch.setattr(tfds_source.jax, 'process_index', lambda: 1)
+    start = time.monotonic()
+    error = error_of(**tfds_fields(tmp_path, 'fashion_mnist'))
+    assert 'put config.data.tfds_dir on a disk that all processes mount' in error
+    assert 1 < time.monotonic() - start < 5
+
+
+@pytest.mark.slow
+def test_files_that_one_process_does_not_see_end_all(main, tmp_path):
+    write_tfds(tmp_path / '0')
+    (tmp_path / '1').mkdir()
+    with socket.create_server(('', 0)) as free:
+        port = free.getsockname()[1]
+    vae = Path(__file__).parents[2] / 'configs/vae_fashion_mnist.py:tiny'
+    flags = (
+        f'--config={vae}',
+        '--config.data.source=tfds:fashion_mnist',
+        f'--workdir={tmp_path}/run',
+    )
+    joined = f'--coordinator=localhost:{port}', '--processes=2'
+    pair = [
+        main(
+            *flags, *joined, f'--process={i}', f'--config.data.tfds_dir={tmp_path}/{i}', wait=False
+        )
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=100)[1] for process in pair]
+    # The one that ends first may take the other with it before that has spoken.
+    assert all(process.returncode for process in pair), told
+    assert f'tfds:fashion_mnist is in {tmp_path}/' in ''.join(told), told
+    assert 'for process 0, but not for process 1: put' in ''.join(told), told
+    assert not (tmp_path / 'run').exists()
 
 
 def test_without_tensorflow_the_error_says_what_to_install(tmp_path, monkeypatch):
