@@ -309,6 +309,7 @@ def stubbed(tmp_path, program: str, script: str, *args, **variables) -> list[str
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', **variables}
+    environment.pop('TFDS_DATA_DIR', None)
     done = subprocess.run(
         ['bash', LAUNCH / script, *args], env=environment, capture_output=True, text=True
     )
@@ -351,7 +352,8 @@ def container() -> dict:
 def test_main_accepts_the_flags_of_a_launch_file(main, tmp_path, no_cluster, launch):
     flags = flags_of(tmp_path, launch)
     assert '--coordinator=auto' in flags
-    assert any(flag.startswith('--workdir=/') for flag in flags)
+    (run,) = (Path(flag[10:]) for flag in flags if flag.startswith('--workdir=/'))
+    assert f'--config.data.tfds_dir={run.parent / "tfds"}' in flags  # on the same disk
     done = main(*flags, cwd=ROOT)
     # It understands them all, and then misses the cluster.
     assert done.returncode == 2, done.stderr

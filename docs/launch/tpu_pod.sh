@@ -4,13 +4,15 @@
 #   NAME=my-slice ZONE=us-central1-a RUN=/mnt/shared/runs/ddpm_cifar10 docs/launch/tpu_pod.sh
 #
 # Before the first time, on all hosts likewise: mount the shared disk that holds RUN, clone the
-# repository to ~/gen_jax, and `pip install -e ~/gen_jax 'jax[tpu]'`.
+# repository to ~/gen_jax, and in it `pip install -e '.[tf,tpu]'`. The first host prepares the data
+# beside RUN; TFDS_DATA_DIR names another place on that disk.
 # More flags of main.py may follow: docs/launch/tpu_pod.sh --mode=evaluate
 set -euo pipefail
 
 printf -v flags '%q ' \
   --config="${CONFIG:-configs/ddpm_cifar10.py}" \
   --workdir="${RUN:?the folder of the run, on a disk that all hosts mount}" \
+  --config.data.tfds_dir="${TFDS_DATA_DIR:-$(dirname "$RUN")/tfds}" \
   --coordinator=auto \
   "$@"
 
