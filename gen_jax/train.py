@@ -32,7 +32,8 @@ def run(config, folder: Path) -> None:
     prints the final state's fingerprint. On SIGTERM it saves and returns.
 
     Raises:
-      UserError: bad config, data, workdir or checkpoint; or a metric that is not finite.
+      UserError: bad config, data, workdir or checkpoint; data of another number of examples than
+        the checkpoint's; or a metric that is not finite.
     """
     program = Program(config, latent.method(config))
     source = sources.open_source(config.data, config.data.split)
@@ -50,8 +51,8 @@ def run(config, folder: Path) -> None:
                 state = latent.begun(program, state, source, loaded)
         else:
             start, state, position = restored
-            checkpoints.set_aside_after(start)
             batches.set_state(position)
+            checkpoints.set_aside_after(start)
             logging.info('going on from step %d of %s', start, folder)
         del imported
         with Interruption() as stop, contextlib.closing(loop.begin(start, checkpoints)):

@@ -1,6 +1,7 @@
 """The loop, run in this process on a network that compiles in seconds."""
 
 import json
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -75,6 +76,22 @@ def test_resumed_equals_uninterrupted(tmp_path, capsys):
     assert fingerprint(capsys) == whole
     inspect.run(small(), tmp_path / 'parts')
     assert fingerprint(capsys) == whole
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_among_other_examples(tmp_path):
+    data, run = tmp_path / 'data', tmp_path / 'run'
+    data.mkdir()
+    for i in range(10):
+        Image.new('L', (8, 8), 20 * i).save(data / f'{i}.png')
+    fields = {'data.source': f'folder:{data}', 'data.eval_split': 'train', 'sample_every': 0}
+    train.run(small(**fields, steps=3), run)
+    shutil.copy(data / '0.png', data / '10.png')
+    with pytest.raises(UserError, match='had 10 examples when this run was saved, and has 11'):
+        train.run(small(**fields), run)
+    (data / '10.png').unlink()
+    train.run(small(**fields), run)
+    assert (run / 'checkpoints' / '6').exists()
 
 
 class Bare(train.Loop):

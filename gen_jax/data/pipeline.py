@@ -36,7 +36,40 @@ def batch_spec(config) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> grain.DatasetIterator:
+class Batches:
+    """Batches without end, and where in the data they are.
+
+    A state is small and goes into JSON. It tells of how many examples it is, as it means nothing
+    among others: each epoch would no longer have every example once.
+    """
+
+    def __init__(self, iterator: grain.DatasetIterator, examples: int, name: str):
+        """Args: name: of the data, for errors."""
+        self._iterator, self._examples, self._name = iterator, examples, name
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict:
+        """Where the next batch is."""
+        return {**self._iterator.get_state(), 'examples': self._examples}
+
+    def set_state(self, state: dict) -> None:
+        """Goes on from there, exactly, in another process too.
+
+        Raises:
+          UserError: the data had another number of examples. Old states do not tell.
+        """
+        had = state.get('examples', self._examples)
+        if had != self._examples:
+            raise UserError(
+                f'{self._name} had {had:,} examples when this run was saved, and has '
+                f'{self._examples:,}: bring back those it had, or start anew in another --workdir'
+            )
+        self._iterator.set_state({k: v for k, v in state.items() if k != 'examples'})
+
+
+def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> Batches:
     """Endless shuffled batches, this process's share of each.
 
     The order of examples is a function of (seed, epoch): every epoch has each example once, in an
@@ -50,10 +83,9 @@ def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> gr
       rows: of the global batch, int [b_local], that this process reads; None: all.
 
     Returns:
-      A Grain iterator of dicts of numpy arrays: image float32 [b_local, s, s, c] in [-1, 1], label
-      int32 [b_local] (0 where `data.num_classes` is 0), and the source's other numeric fields as
-      they are; text is left out. `get_state()` is small, goes into JSON, and `set_state` resumes
-      exactly, in another process too.
+      Batches of numpy arrays: image float32 [b_local, s, s, c] in [-1, 1], label int32 [b_local]
+      (0 where `data.num_classes` is 0), and the source's other numeric fields as they are; text is
+      left out.
 
     Raises:
       UserError: from `next`, for a broken image, or a label outside 0 .. num_classes-1.
@@ -65,7 +97,7 @@ def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> gr
         flip = rng.random(len(indices)) < 0.5 if data.flip else np.zeros(len(indices), bool)
         return _flipped(_load(source, indices[local], data.num_classes), flip[local])
 
-    return iter(
+    batches = (
         grain.MapDataset.range(len(source))
         .seed(config.seed)
         .shuffle()
@@ -76,6 +108,7 @@ def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> gr
             grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
         )
     )
+    return Batches(iter(batches), len(source), f'{data.source} {data.split!r}')
 
 
 def evaluation_batches(

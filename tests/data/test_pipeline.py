@@ -33,7 +33,8 @@ class Numbers:
 
 
 def config(batch_size=4, seed=0, **data):
-    fields = {'image_size': 4, 'channels': 1, 'num_classes': 3, 'flip': False}
+    fields = {'source': 'numbers', 'split': 'train', 'image_size': 4, 'channels': 1}
+    fields |= {'num_classes': 3, 'flip': False}
     return ConfigDict(
         {
             'batch_size': batch_size,
@@ -166,6 +167,23 @@ def test_resuming_in_another_process_is_exact():
     for batch, want in zip(pickle.loads(result.stdout), expected, strict=True):
         for name in want:
             np.testing.assert_array_equal(batch[name], want[name])
+
+
+def test_a_state_tells_how_many_examples_it_is_of():
+    """Each epoch has every example once only among as many as there were."""
+    iterator = pipeline.train_iterator(config(), Numbers(12))
+    take(iterator, 4)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = [ids(batch) for batch in take(iterator, 2)]
+    other = pipeline.train_iterator(config(), Numbers(13))
+    with pytest.raises(UserError, match=r"^numbers 'train' had 12 examples .* has 13: ") as error:
+        other.set_state(state)
+    assert '\n' not in str(error.value)
+    # Checkpoints of before do not tell.
+    for old in (state, {'next_index': 4}):
+        resumed = pipeline.train_iterator(config(), Numbers(12))
+        resumed.set_state(old)
+        assert [ids(batch) for batch in take(resumed, 2)] == expected
 
 
 def test_labels_are_checked_or_unused():
