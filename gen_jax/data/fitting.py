@@ -11,9 +11,11 @@ from gen_jax.errors import UserError
 def decode(file: str | bytes, name: str, channels: int) -> np.ndarray:
     """Reads an image file of any kind Pillow knows as 8-bit grey or RGB.
 
-    EXIF orientation is applied. Whatever is transparent is composited on white. 16-bit grey v
-    becomes round(v / 257), so that 65535 is 255; 16-bit colour keeps its high bytes. Colour becomes
-    grey by the ITU-R 601 luma; grey becomes colour by repetition.
+    EXIF orientation is applied. Whatever is transparent is composited on white; only where a PNG of
+    16-bit colour names one colour as transparent, Pillow takes others with it. 16-bit grey v
+    becomes round(v / 257), so that 65535 is 255, and integers beyond are clipped; 16-bit colour
+    keeps its high bytes. Colour becomes grey by the ITU-R 601 luma; grey becomes colour by
+    repetition.
 
     Args:
       file: a path, or the encoded bytes.
@@ -24,7 +26,8 @@ def decode(file: str | bytes, name: str, channels: int) -> np.ndarray:
       uint8 [h, w, channels].
 
     Raises:
-      UserError: the file is missing, is not an image, or is broken.
+      UserError: the file is missing, is not an image, is broken, or holds floats, of which nobody
+        knows what is white.
     """
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
@@ -41,10 +44,14 @@ def decode(file: str | bytes, name: str, channels: int) -> np.ndarray:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """The image in an 8-bit mode without transparency; `convert` alone would clip 16-bit grey."""
+    """The image in an 8-bit mode without transparency; `convert` alone would clip the others."""
+    if image.mode == 'F':
+        raise ValueError('its pixels are floats; save it with 8 or 16 bits')
     if image.mode.startswith('I'):
         pixels = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((pixels + 128) // 257).clip(0, 255).astype(np.uint8))
+        grey = ((pixels + 128) // 257).clip(0, 255).astype(np.uint8)
+        # What a PNG may call transparent is one value.
+        return Image.fromarray(np.where(pixels == image.info.get('transparency'), 255, grey))
     if image.has_transparency_data:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')

@@ -30,6 +30,31 @@ def test_transparency_is_composited_on_white():
     np.testing.assert_allclose(decoded(image, 3)[0], expected, atol=1)
 
 
+def test_the_one_value_that_a_png_calls_transparent_is_white():
+    grey = decoded(Image.fromarray(np.array([[257, 999, 1000]], np.uint16)), 1, transparency=1000)
+    assert grey[0, :, 0].tolist() == [1, 4, 255]
+    grey = decoded(Image.fromarray(np.array([[0, 99, 100]], np.uint8)), 1, transparency=100)
+    assert grey[0, :, 0].tolist() == [0, 99, 255]
+    colours = np.array([[[10, 20, 30], [10, 20, 31]]], np.uint8)
+    colours = decoded(Image.fromarray(colours), 3, transparency=(10, 20, 30))
+    assert colours[0].tolist() == [[255, 255, 255], [10, 20, 31]]
+
+
+def test_floats_are_refused_not_clipped():
+    pixels = Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4))
+    with pytest.raises(UserError, match=r'it cannot be read as an image .its pixels are floats'):
+        decoded(pixels, 1, format='tiff')
+
+
+def test_inks_become_colours():
+    """Cyan takes red away, magenta green, yellow blue, and black all of them."""
+    inks = {(0, 255, 255, 0): (255, 0, 0), (255, 0, 0, 0): (0, 255, 255)}
+    inks |= {(0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255, 255, 255), (0, 0, 0, 51): (204,) * 3}
+    for ink, colour in inks.items():
+        image = decoded(Image.new('CMYK', (8, 8), ink), 3, format='jpeg')
+        np.testing.assert_allclose(image, np.broadcast_to(colour, (8, 8, 3)), atol=3)
+
+
 def test_palette_with_and_without_transparency():
     image = Image.new('P', (2, 1))
     image.putpalette([200, 0, 0, 0, 0, 200])
