@@ -482,7 +482,7 @@ def per_example(program: Program, state) -> dict[str, dict]:
 
 def _mean(values: np.ndarray, data) -> dict:
     values, n = values.astype(np.float64), len(values)
-    error = values.std(ddof=1) / np.sqrt(n)
+    error = values.std(ddof=1) / np.sqrt(n) if n > 1 else None  # one tells of no spread
     data = f'{data.source} {data.eval_split}'
     return {'value': values.mean(), 'standard_error': error, 'n': n, 'data': data}
 

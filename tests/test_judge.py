@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from gen_jax import encoded, evaluate, judge, sample, train
@@ -51,6 +52,25 @@ def in_training(**changes):
 
 def report(folder):
     return json.loads((folder / 'metrics.json').read_text())
+
+
+def test_one_example_has_a_value_and_no_error(tmp_path, capsys):
+    Image.new('L', (8, 8)).save(tmp_path / '0.png')
+    fields = {'data.source': f'folder:{tmp_path}', 'data.eval_split': 'train'}
+    program = types.SimpleNamespace(
+        config=small(**fields, **{'data.num_classes': 0}),
+        rows=None,
+        to_global=lambda batch: batch,
+        evaluate=lambda state, indices, batch: {'elbo': np.full(len(indices), 3.0, np.float32)},
+    )
+    rows = judge.per_example(program, None)
+    assert (rows['elbo']['value'], rows['elbo']['standard_error'], rows['elbo']['n']) == (
+        3,
+        None,
+        1,
+    )
+    evaluate.print_rows(rows)
+    assert capsys.readouterr().out == 'elbo 3 (1 images)\n'
 
 
 @pytest.fixture
