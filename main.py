@@ -44,13 +44,13 @@ def define_flags() -> None:
     flags.DEFINE_integer('process', None, 'several processes: which one this is, from 0')
 
 
-def run(argv: list[str]) -> None:
-    """Reads the flags and runs the mode."""
+def run(argv: list[str]) -> int | None:
+    """Reads the flags and runs the mode; returns the exit code, None for 0."""
     try:
         define_flags()
         if {'-h', '--help'} & set(argv):
             print(__doc__ + FLAGS.module_help(sys.modules[__name__]))
-            return
+            return None
         extra = FLAGS(argv)[1:]
         config = FLAGS.config
         config.seed  # noqa: B018 (a file that failed to load says so only when it is used)
@@ -72,16 +72,16 @@ def run(argv: list[str]) -> None:
     options = {own: FLAGS[own].value} if own else {}
     mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
     gc.freeze()  # What imports made stays: looking through it takes an eighth of tracing's time.
-    mode.run(config, folder, **options)
+    return mode.run(config, folder, **options)
 
 
 def main() -> None:
-    """Runs; a user's mistake ends in one line and exit code 2."""
+    """Runs; a user's mistake ends in one line and exit code 2, a run that is stopped in 143."""
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     logging.getLogger().handlers[0].addFilter(lambda record: record.name == 'root')
     absl_logging.set_verbosity(absl_logging.FATAL)
     try:
-        run(sys.argv)
+        sys.exit(run(sys.argv))
     except (UserError, OSError) as error:
         if not is_users(error):
             raise

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -237,6 +238,21 @@ def test_when_one_dies_the_other_ends_and_the_restart_resumes(pair, tmp_path, wh
     assert steps[-1] == 160
 
 
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_after_the_same_step(pair, tmp_path):
+    processes = pair(*LONG, '--config.steps=1000000', f'--workdir={tmp_path}')
+    while not steps_logged(tmp_path):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=BOUND) for process in processes]
+    # 128 + SIGTERM on all: to a scheduler 0 of one would be a part that is done.
+    assert [process.returncode for process in processes] == [143, 143], told
+    step = re.search(r'^step (\d+), state fingerprint', told[0][0], re.MULTILINE)[1]
+    assert (tmp_path / 'checkpoints' / step).is_dir()
+    assert 'stopped and saved before step 1000000' in told[0][0]
+
+
 # How they start.
 
 
@@ -375,6 +391,18 @@ def test_a_launch_script_says_what_it_misses(tmp_path):
         done = subprocess.run(['bash', LAUNCH / script], capture_output=True, text=True)
         assert done.returncode != 0
         assert 'RUN: the folder of the run' in done.stderr
+
+
+@pytest.mark.parametrize(('code', 'waits'), [(0, False), (1, False), (137, False), (143, True)])
+def test_the_slurm_script_waits_to_be_ended_where_the_run_was_stopped(tmp_path, code, waits):
+    """SLURM requeues a job that it ends, not one that ended by itself during its grace time."""
+    for name, does in {'srun': f'exit {code}', 'sleep': f'echo "$@" >{tmp_path}/slept'}.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\n{does}\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'RUN': '/run'}
+    done = subprocess.run(['bash', LAUNCH / 'slurm.sbatch'], env=environment, check=False)
+    assert done.returncode == code
+    assert (tmp_path / 'slept').exists() == waits
 
 
 def detected() -> tuple:
