@@ -113,7 +113,7 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'image_size': 8,  # pixels; images are square
                 'channels': 1,
                 'num_classes': 0,  # labels are 0 .. num_classes-1; 0: labels are not used
-                'fit': 'resize',  # how other sizes become image_size: resize (crop, resize), pad
+                'fit': 'resize',  # how other sizes become image_size: resize (then crop), pad
                 'flip': False,  # mirror half of the training images
                 'tfds_dir': '',  # where TFDS keeps its files; '': its own default
                 'threads': 2,  # reader threads of a process
