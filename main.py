@@ -26,7 +26,7 @@ from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_thre
 from gen_jax.runtime.sharding import join_processes
 
 # Each mode's own flag.
-MODES = {'train': '', 'sample': 'step', 'evaluate': 'step', 'inspect': 'step'}
+MODES = {'train': 'stopped', 'sample': 'step', 'evaluate': 'step', 'inspect': 'step'}
 MODES |= {'edit': 'step', 'explore': 'step', 'benchmark': '', 'plan': 'topology'}
 FLAGS = flags.FLAGS
 
@@ -39,6 +39,9 @@ def define_flags() -> None:
     flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/CONFIG_VARIANT)')
     flags.DEFINE_string('step', None, 'the checkpoint to take: a number, or best (default: newest)')
     flags.DEFINE_string('topology', None, 'TPUs to plan for: v5e:4x4,v4:2x2x1 (default: several)')
+    flags.DEFINE_integer(
+        'stopped', 0, 'exit code of a training that a signal stops', lower_bound=0, upper_bound=255
+    )
     flags.DEFINE_string('coordinator', None, 'several processes: host:port of the first, or auto')
     flags.DEFINE_integer('processes', None, 'several processes: how many')
     flags.DEFINE_integer('process', None, 'several processes: which one this is, from 0')
@@ -57,7 +60,7 @@ def run(argv: list[str]) -> int | None:
         if extra:
             raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
         own = MODES[FLAGS.mode]
-        if other := {x for x in ('step', 'topology') if FLAGS[x].value} - {own}:
+        if other := {x for x in ('step', 'topology', 'stopped') if FLAGS[x].value} - {own}:
             raise UserError(f'--{other.pop()} is not for --mode={FLAGS.mode}: leave it out')
         keep_compiled()
         return_memory()
@@ -76,7 +79,7 @@ def run(argv: list[str]) -> int | None:
 
 
 def main() -> None:
-    """Runs; a user's mistake ends in one line and exit code 2, a run that is stopped in 143."""
+    """Runs; a user's mistake ends in one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     logging.getLogger().handlers[0].addFilter(lambda record: record.name == 'root')
     absl_logging.set_verbosity(absl_logging.FATAL)

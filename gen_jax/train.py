@@ -25,14 +25,20 @@ from gen_jax.sample import LatentGrids, imported_state, loaded
 AHEAD = 2
 
 
-def run(config, folder: Path) -> int:
+def run(config, folder: Path, stopped: int = 0) -> int:
     """Trains to `config.steps`, going on from the newest checkpoint of `folder`.
 
     Leaves checkpoints/, config.json, metrics.jsonl, TensorBoard events and samples/ there, and
     prints the final state's fingerprint. On SIGTERM it saves and returns.
 
+    Args:
+      config: of any method.
+      folder: the workdir.
+      stopped: the exit code of a run that a signal stops. Whoever starts runs anew may take 0 for
+        the end of the work.
+
     Returns:
-      The exit code: 0 once all steps are done, before that `Interruption.exit_code`.
+      The exit code: 0 once all steps are done, before that `stopped`.
 
     Raises:
       UserError: bad config, data, workdir or checkpoint; data of another number of examples than
@@ -63,7 +69,7 @@ def run(config, folder: Path) -> int:
     print_end(program, folder, done, fingerprint(state))
     if jax.process_index() == 0:
         print_rows(loop.trials.recorded(done))
-    return stop.exit_code if done < config.steps else 0
+    return stopped if done < config.steps else 0
 
 
 class Loop:
@@ -207,16 +213,10 @@ class Interruption:
     """SIGTERM and SIGINT ask for a stop after the step at hand, on every process at once.
 
     A second signal ends the process there and then; what was saved stays.
-
-    Attributes:
-      exit_code: 128 and the number of the signal, as a shell has it of what a signal ended. Whoever
-        starts runs anew takes 0 for the end of the work.
     """
 
-    exit_code = 128 + signal.SIGTERM
-
     def __enter__(self) -> 'Interruption':
-        self._asked = False
+        self._signal = threading.Event()
         # With several processes JAX's own notifier catches SIGTERM and agrees on a step.
         self._old = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
@@ -228,15 +228,15 @@ class Interruption:
         while self._old:
             signal.signal(*self._old.popitem())
 
-    def _handle(self, number: int, _) -> None:
-        self._asked, self.exit_code = True, 128 + number
+    def _handle(self, *_) -> None:
+        self._signal.set()
         self.__exit__()
 
     def requested(self, step: int) -> bool:
         """Whether to save and stop now."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self._signal.is_set()
 
 
 def print_end(program: Program, folder: Path, done: int, digest: str) -> None:

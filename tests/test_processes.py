@@ -240,13 +240,14 @@ def test_when_one_dies_the_other_ends_and_the_restart_resumes(pair, tmp_path, wh
 
 @pytest.mark.slow
 def test_sigterm_to_one_stops_all_after_the_same_step(pair, tmp_path):
-    processes = pair(*LONG, '--config.steps=1000000', f'--workdir={tmp_path}')
+    asked = '--config.steps=1000000', '--stopped=143', f'--workdir={tmp_path}'
+    processes = pair(*LONG, *asked)
     while not steps_logged(tmp_path):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=BOUND) for process in processes]
-    # 128 + SIGTERM on all: to a scheduler 0 of one would be a part that is done.
+    # On all: to a scheduler 0 of one would be a part that is done.
     assert [process.returncode for process in processes] == [143, 143], told
     step = re.search(r'^step (\d+), state fingerprint', told[0][0], re.MULTILINE)[1]
     assert (tmp_path / 'checkpoints' / step).is_dir()
