@@ -53,6 +53,8 @@ MORE_MISTAKES = [
     (['--workdir=/proc/nowhere'], '/proc/nowhere'),
     (['--batch=3'], "'batch'"),
     (['--step=3'], '--step'),
+    (['--stopped=143', '--mode=sample'], '--stopped'),
+    (['--stopped=256'], '--stopped=256'),
     (['--processes=2', '--process=0'], '--coordinator'),
     (['--config.seed=-1'], 'config.seed=-1'),
     (['--config.method=diffusion.unet'], 'is not a method'),
