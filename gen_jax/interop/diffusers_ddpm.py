@@ -19,10 +19,19 @@ from gen_jax.diffusion import gaussian, networks
 from gen_jax.diffusion.unet import UNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
-from gen_jax.interop.diffusers_folder import WEIGHTS, check_fields, read_json, read_weights
+from gen_jax.interop.diffusers_folder import (
+    WEIGHTS,
+    check_fields,
+    levels,
+    read_json,
+    read_weights,
+    require,
+    whole,
+)
 
 # Fields of UNet2DModel that our U-Net has with one value only: (that value, diffusers' default).
 FIXED = {
+    '_class_name': ('UNet2DModel', 'UNet2DModel'),
     'center_input_sample': (False, False),
     'time_embedding_type': ('positional', 'positional'),
     'time_embedding_dim': (None, None),
@@ -41,7 +50,7 @@ FIXED = {
     'add_attention': (True, True),
     'class_embed_type': (None, None),
 }
-# Fields that say something about our U-Net, or (the last three) nothing about what it computes.
+# Fields that say something about our U-Net, or (the last two) nothing about what it computes.
 READ = (
     'sample_size',
     'in_channels',
@@ -54,7 +63,6 @@ READ = (
     'norm_num_groups',
     'num_class_embeds',
     'num_train_timesteps',
-    '_class_name',
     '_diffusers_version',
     '_name_or_path',
 )
@@ -80,8 +88,9 @@ def load_unet(folder: str) -> tuple[UNet, dict]:
     fields = read_json(place / 'config.json')
     unet = _unet(fields, place / 'config.json')
     tensors = read_weights(place, 'UNet2DModel')
-    size, channels = fields['sample_size'], fields.get('in_channels', 3)
-    return unet, _from_torch(tensors, _shapes(unet, size, channels), place / WEIGHTS)
+    channels = whole(fields, 'in_channels', 3, place / 'config.json')
+    shapes = _shapes(unet, fields['sample_size'], channels)
+    return unet, _from_torch(tensors, shapes, place / WEIGHTS)
 
 
 def save_unet(unet: UNet, params: dict, image_size: int, folder: str) -> None:
@@ -179,29 +188,30 @@ def _shapes(unet: UNet, size: int, channels: int) -> dict:
 def _unet(fields: dict, place: Path) -> UNet:
     """The module that a UNet2DModel's config describes; UserError where there is none."""
     check_fields(fields, FIXED, READ, place)
-    if not isinstance(fields.get('sample_size'), int):
-        raise UserError(f'{place}: sample_size={fields.get("sample_size")!r}, expected pixels')
     needed = ('down_block_types', 'up_block_types', 'block_out_channels')
     if missing := [name for name in needed if name not in fields]:
         raise UserError(f'{place}: {missing[0]!r} is missing, expected a config of UNet2DModel')
-    downs, widths = fields['down_block_types'], fields['block_out_channels']
-    has = [name == 'AttnDownBlock2D' for name in downs]
-    if _block_types(has) != (downs, fields['up_block_types']):
+    told = levels(fields, None, 2, place)
+    n = len(told['multipliers'])
+    downs, ups = fields['down_block_types'], fields['up_block_types']
+    has = [name == 'AttnDownBlock2D' for name in downs] if isinstance(downs, list) else []
+    if len(has) != n or _block_types(has) != (downs, ups):
         raise UserError(
-            f'{place}: blocks {downs} and {fields["up_block_types"]} are not supported, expected '
-            'DownBlock2D or AttnDownBlock2D, and the same on the way up in the opposite order'
+            f'{place}: blocks {downs} and {ups} are not supported, expected {n} of DownBlock2D '
+            'and AttnDownBlock2D, and the same on the way up in the opposite order'
         )
-    if any(width % widths[0] for width in widths):
-        raise UserError(f'{place}: block_out_channels={widths} are no multiples of the first')
+    size, step = whole(fields, 'sample_size', None, place), 2 ** (n - 1)
+    expected = f'a multiple of {step}, as {n} levels need'
+    require(size % step == 0, 'sample_size', size, expected, place)
+    dropout, classes = fields.get('dropout', 0.0), fields.get('num_class_embeds')
+    fits = isinstance(dropout, int | float) and 0 <= dropout < 1
+    require(fits, 'dropout', dropout, 'a probability below 1', place)
     return UNet(
-        channels=widths[0],
-        multipliers=tuple(width // widths[0] for width in widths),
-        blocks=fields.get('layers_per_block', 2),
-        attention=tuple(fields['sample_size'] // 2**i for i, yes in enumerate(has) if yes),
-        dropout=fields.get('dropout', 0.0),
-        groups=fields.get('norm_num_groups', 32),
-        num_classes=fields.get('num_class_embeds') or 0,
-        out_channels=fields.get('out_channels', 3),
+        **told,
+        attention=tuple(size // 2**i for i, yes in enumerate(has) if yes),
+        dropout=dropout,
+        num_classes=0 if classes is None else whole(fields, 'num_class_embeds', None, place),
+        out_channels=whole(fields, 'out_channels', 3, place),
     )
 
 
@@ -210,7 +220,6 @@ def _fields(unet: UNet, image_size: int, in_channels: int) -> dict:
     sizes = [image_size // 2**i for i in range(len(unet.multipliers))]
     downs, ups = _block_types([size in unet.attention for size in sizes])
     return {
-        '_class_name': 'UNet2DModel',
         'sample_size': image_size,
         'in_channels': in_channels,
         'out_channels': unet.out_channels,

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder, VQAutoencoder
 from gen_jax.autoencoders.quantizer import VectorQuantizer
 from gen_jax.errors import UserError
-from gen_jax.interop.diffusers_folder import WEIGHTS, check_fields, read_json, read_weights
+from gen_jax.interop.diffusers_folder import (
+    WEIGHTS,
+    check_fields,
+    levels,
+    read_json,
+    read_weights,
+    require,
+    whole,
+)
 from gen_jax.interop.tensors import to_variables
 
 # Fields that our networks have with one value only: (that value, diffusers' default).
@@ -68,7 +76,7 @@ def load(folder: str) -> tuple[FirstStage, dict, tuple[float, float]]:
     fields = read_json(place / 'config.json')
     module = _module(fields, place / 'config.json')
     f = 2 ** (len(module.encoder.multipliers) - 1)
-    x = jnp.zeros((1, f, f, fields.get('in_channels', 3)))
+    x = jnp.zeros((1, f, f, whole(fields, 'in_channels', 3, place / 'config.json')))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     tensors = read_weights(place, fields['_class_name'])
     variables = to_variables(
@@ -92,11 +100,10 @@ def torch_name(name: str) -> str:
 
 def _module(fields: dict, place: Path) -> FirstStage:
     kind = fields.get('_class_name')
-    if kind not in KINDS:
-        raise UserError(f'{place}: _class_name={kind!r}, expected {" or ".join(KINDS)}')
+    require(kind in KINDS, '_class_name', kind, ' or '.join(KINDS), place)
     check_fields(fields, FIXED, READ, place)
-    widths = fields.get('block_out_channels', [64])
-    n = len(widths)
+    shared = levels(fields, [64], 1, place)
+    n = len(shared['multipliers'])
     blocks = ['DownEncoderBlock2D'] * n, ['UpDecoderBlock2D'] * n
     theirs = tuple(
         fields.get(f'{name}_block_types', usual[:1])
@@ -104,22 +111,15 @@ def _module(fields: dict, place: Path) -> FirstStage:
     )
     if theirs != blocks:
         raise UserError(f'{place}: blocks {theirs} are not supported, expected {blocks}')
-    if any(width % widths[0] for width in widths):
-        raise UserError(f'{place}: block_out_channels={widths} are no multiples of the first')
-    shared = {
-        'channels': widths[0],
-        'multipliers': tuple(width // widths[0] for width in widths),
-        'blocks': fields.get('layers_per_block', 1),
-        'groups': fields.get('norm_num_groups', 32),
-    }
-    latent = fields.get('latent_channels', 4 if kind == 'AutoencoderKL' else 3)
-    decoder = Decoder(features=fields.get('out_channels', 3), **shared)
+    latent = whole(fields, 'latent_channels', 4 if kind == 'AutoencoderKL' else 3, place)
+    decoder = Decoder(features=whole(fields, 'out_channels', 3, place), **shared)
     if kind == 'AutoencoderKL':
         pointwise = [fields.get(f'use_{name}_conv', True) for name in ('quant', 'post_quant')]
         if len(set(pointwise)) > 1:
             raise UserError(f'{place}: use_quant_conv and use_post_quant_conv differ')
         return KLAutoencoder(Encoder(features=2 * latent, **shared), decoder, latent, pointwise[0])
-    dim = fields.get('vq_embed_dim') or latent
-    quantizer = VectorQuantizer(fields.get('num_vq_embeddings', 256), dim)
+    dim = fields.get('vq_embed_dim')
+    dim = latent if dim is None else whole(fields, 'vq_embed_dim', None, place)
+    quantizer = VectorQuantizer(whole(fields, 'num_vq_embeddings', 256, place), dim)
     encoder = Encoder(features=latent, **shared)
     return VQAutoencoder(encoder, decoder, dim, quantizer=quantizer)

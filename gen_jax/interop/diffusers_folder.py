@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from gen_jax.errors import UserError
+from gen_jax.interop.tensors import read_tensors
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
@@ -38,7 +37,7 @@ def read_weights(place: Path, kind: str) -> dict[str, np.ndarray]:
       kind: diffusers' class, for the error.
 
     Raises:
-      UserError: where there are none, or no whole file.
+      UserError: where there are none, or as `read_tensors` raises it.
     """
     weights = place / WEIGHTS
     if not weights.is_file():
@@ -46,14 +45,7 @@ def read_weights(place: Path, kind: str) -> dict[str, np.ndarray]:
             f'{weights} not found; a .bin can be turned into one with diffusers: '
             f'{kind}.from_pretrained(FOLDER).save_pretrained(FOLDER)'
         )
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise UserError(
-            f'{weights} is no safetensors file ({error}): download it whole; a small text file '
-            "there is a pointer that 'git lfs pull' replaces"
-        ) from None
-    return {_new_name(name): tensor for name, tensor in tensors.items()}
+    return {_new_name(name): tensor for name, tensor in read_tensors(weights).items()}
 
 
 def check_fields(fields: dict, fixed: dict, read: tuple[str, ...], place: Path) -> None:
@@ -74,7 +66,60 @@ def check_fields(fields: dict, fixed: dict, read: tuple[str, ...], place: Path) 
             raise UserError(f'{place}: {name}={theirs!r} is not supported, expected {value!r}')
 
 
+def whole(fields: dict, name: str, usual: int | None, place: Path) -> int:
+    """A field that is a whole number of at least 1.
+
+    Args:
+      fields, place: as of `check_fields`.
+      name: of the field.
+      usual: diffusers' default; None where it must be there.
+    """
+    value = fields.get(name, usual)
+    require(_is_whole(value), name, value, 'a whole number of at least 1', place)
+    return value
+
+
+def levels(fields: dict, widths: list | None, blocks: int, place: Path) -> dict:
+    """What `UNet`, `Encoder` and `Decoder` are told of their levels.
+
+    Args:
+      fields, place: as of `check_fields`.
+      widths, blocks: diffusers' defaults of each level's width and number of blocks; no widths
+        where they must be there.
+
+    Returns:
+      {'channels': ..., 'multipliers': ..., 'blocks': ..., 'groups': ...}.
+
+    Raises:
+      UserError: where they are no such numbers, or do not divide each other.
+    """
+    name, widths = 'block_out_channels', fields.get('block_out_channels', widths)
+    listed = isinstance(widths, list) and widths and all(map(_is_whole, widths))
+    require(listed, name, widths, 'a list of whole numbers of at least 1', place)
+    first, groups = widths[0], whole(fields, 'norm_num_groups', 32, place)
+    require(all(x % first == 0 for x in widths), name, widths, 'multiples of the first', place)
+    expected = f'a number that divides each of block_out_channels={widths}'
+    require(first % groups == 0, 'norm_num_groups', groups, expected, place)
+    return {
+        'channels': first,
+        'multipliers': tuple(width // first for width in widths),
+        'blocks': whole(fields, 'layers_per_block', blocks, place),
+        'groups': groups,
+    }
+
+
+def require(ok: bool, name: str, value, expected: str, place: Path) -> None:
+    """Raises the UserError that a bad field of `place`, a folder's config.json, deserves."""
+    if not ok:
+        raise UserError(f'{place}: {name}={value!r}, expected {expected}')
+
+
+def _is_whole(value) -> bool:
+    return type(value) is int and value >= 1  # JSON's true is an int to Python, too
+
+
 def _new_name(name: str) -> str:
     """Attention layers were renamed in diffusers 0.15; published files keep the first names."""
-    *modules, layer, leaf = name.split('.')
-    return '.'.join([*modules, OLD_NAMES.get(layer, layer), leaf])
+    parts = name.split('.')
+    parts[-2:-1] = [OLD_NAMES.get(layer, layer) for layer in parts[-2:-1]]
+    return '.'.join(parts)

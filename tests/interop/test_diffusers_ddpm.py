@@ -1,6 +1,7 @@
 """Reading and writing diffusers folders without torch; agreement itself is in tests/parity."""
 
 import json
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ NET = UNet(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def params():
     args = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
     shapes = jax.eval_shape(NET.init, jax.random.key(0), *args)['params']
@@ -134,7 +135,7 @@ def test_half_precision_becomes_float32(folder, params):
         ({'down_block_types': ['DownBlock2D', 'SkipDownBlock2D']}, 'SkipDownBlock2D'),
         ({'up_block_types': ['UpBlock2D', 'UpBlock2D']}, 'opposite order'),
         ({'sample_size': None}, 'sample_size=None'),
-        ({'block_out_channels': [8, 12]}, 'no multiples'),
+        ({'block_out_channels': [8, 12]}, 'expected multiples of the first'),
         ({'num_class_embeds': None}, 'beyond what config.json describes, 1 tensors: class_emb'),
         ({'num_class_embeds': 5}, r'class_embedding.weight becomes \(4, 32\).*\(5, 32\)'),
         ({'layers_per_block': 2}, 'lacks .* tensors: down_blocks'),
@@ -143,6 +144,40 @@ def test_half_precision_becomes_float32(folder, params):
 def test_networks_we_cannot_be_are_named(folder, fields, says):
     edit_json(folder / 'config.json', **fields)
     with pytest.raises(UserError, match=says) as error:
+        load_unet(str(folder))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        *(('block_out_channels', value) for value in ([], None, 64, '64', [0, 0], [8, True])),
+        *(('norm_num_groups', value) for value in (3, 0, None, 4.0)),
+        *(('layers_per_block', value) for value in ('2', None, 0)),
+        *(('in_channels', value) for value in (None, 0)),
+        *(('out_channels', value) for value in (None, [1])),
+        *(('dropout', value) for value in (None, '0.1', 1.0, -0.1)),
+        *(('num_class_embeds', value) for value in ('4', 0)),
+        *(('sample_size', value) for value in (7, True, [8, 8], 0)),
+        ('_class_name', 'UNet2DConditionModel'),
+    ],
+)
+def test_a_field_that_is_no_such_number_is_named(folder, field, value):
+    edit_json(folder / 'config.json', **{field: value})
+    with pytest.raises(UserError) as error:
+        load_unet(str(folder))
+    assert f'{folder}/config.json: {field}={value!r}' in str(error.value)
+    assert 'expected' in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'downs', [None, 2, [], 'DownBlock2D', ['DownBlock2D'] * 3, ['DownBlock2D', None]]
+)
+def test_blocks_that_are_not_those_of_the_levels_are_told(folder, downs):
+    ups = ['UpBlock2D'] * len(downs) if isinstance(downs, list) else downs
+    edit_json(folder / 'config.json', down_block_types=downs, up_block_types=ups)
+    with pytest.raises(UserError, match='not supported, expected 2 of DownBlock2D') as error:
         load_unet(str(folder))
     assert '\n' not in str(error.value)
 
@@ -157,6 +192,33 @@ def test_missing_fields_have_diffusers_defaults(folder):
     (folder / 'config.json').write_text(json.dumps(fields))
     with pytest.raises(UserError, match='norm_eps=1e-05'):
         load_unet(str(folder))
+
+
+def test_a_tensor_without_a_module_is_named(folder):
+    edit_tensors(folder, lambda tensors: tensors.update(step=np.zeros(1, np.float32)))
+    with pytest.raises(UserError, match='1 tensors: step: these'):
+        load_unet(str(folder))
+
+
+FLOAT8 = b'{"conv_in.bias":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        (struct.pack('<Q', len(FLOAT8)) + FLOAT8 + bytes(8), 'of type F8_E4M3, which cannot'),
+        (b'version https://git-lfs.github.com/spec/v1\n', "fetch them with 'git lfs pull'"),
+        (b'<!DOCTYPE html>', 'is a web page'),
+        (b'', 'is empty'),
+    ],
+    ids=['float8', 'pointer', 'page', 'empty'],
+)
+def test_weights_that_cannot_be_read_are_told_as_everywhere(folder, content, says):
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        load_unet(str(folder))
+    assert str(folder / WEIGHTS) in str(error.value)
+    assert '\n' not in str(error.value)
 
 
 def test_damaged_folders_are_named(folder):

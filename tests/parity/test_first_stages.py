@@ -153,7 +153,7 @@ WRONG = [
     ({'act_fn': 'relu'}, "act_fn='relu'"),
     ({'something': 1}, "'something'"),
     ({'down_block_types': ['DownBlock2D'] * 2}, 'DownEncoderBlock2D'),
-    ({'block_out_channels': [8, 12]}, 'no multiples'),
+    ({'block_out_channels': [8, 12]}, 'expected multiples of the first'),
     ({'latent_channels': 7}, 'another network'),
     ({'use_quant_conv': False}, 'use_post_quant_conv differ'),
 ]
