@@ -130,11 +130,19 @@ def gaussian_state(config, folder: str) -> gaussian.State:
         raise UserError(f"{place}: expected config.network='unet', which is {config.network!r}")
     want = networks.build(config)
     unet, params = load_unet(folder)
-    for name in ('channels', 'multipliers', 'blocks', 'attention', 'groups', 'num_classes'):
+    for name in ('channels', 'multipliers', 'blocks', 'groups', 'num_classes'):
         theirs, ours = getattr(unet, name), getattr(want, name)
-        same = set(theirs) == set(ours) if name == 'attention' else theirs == ours
-        if not same:
+        if theirs != ours:
             raise UserError(f'{place}: its network has {name}={theirs}, the config makes {ours}')
+    # The folder's sizes are of its own images: the same levels must have attention.
+    size = config.data.image_size
+    sizes = [size // 2**i for i in range(len(want.multipliers))]
+    theirs = [x for i, x in enumerate(sizes) if f'down_{i}_attention_0' in params]
+    if set(theirs) != set(want.attention):
+        raise UserError(
+            f'{place}: its network has attention={(*theirs,)} at config.data.image_size={size}, '
+            f'the config makes {want.attention}'
+        )
     channels = params['conv_in']['kernel'].shape[2], unet.out_channels
     if channels != (config.data.channels,) * 2:
         raise UserError(

@@ -265,6 +265,31 @@ def test_gaussian_state_checks_the_network(folder, field, value, says):
         gaussian_state(wrong, str(folder))
 
 
+@pytest.mark.parametrize(
+    ('size', 'attention', 'says'),
+    [
+        (4, (4,), r'has attention=\(2,\) at config.data.image_size=4, the config makes \(4,\)'),
+        (16, (16,), r'attention=\(8,\) at config.data.image_size=16, the config makes \(16,\)'),
+        (8, (), r'attention=\(4,\) at config.data.image_size=8, the config makes \(\)'),
+    ],
+)
+def test_gaussian_state_checks_which_levels_have_attention(folder, size, attention, says):
+    wrong = config()
+    wrong.update_from_flattened_dict({'data.image_size': size, 'model.attention': attention})
+    with pytest.raises(UserError, match=says):
+        gaussian_state(wrong, str(folder))
+
+
+def test_gaussian_state_of_images_of_another_size(folder):
+    """The folder's network is of 8 pixels, with attention where 4 are left."""
+    larger = config()
+    larger.update_from_flattened_dict({'data.image_size': 16, 'model.attention': (8,)})
+    state = gaussian_state(larger, str(folder))
+    batch = {'image': jnp.zeros((2, 16, 16, 1))}
+    want = jax.eval_shape(gaussian.create(larger).init, jax.random.key(0), batch)
+    assert jax.eval_shape(lambda: state) == want
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('nested', [False, True])
 def test_gaussian_state_checks_the_schedule(folder, nested):
@@ -276,6 +301,32 @@ def test_gaussian_state_checks_the_schedule(folder, nested):
     edit_json(file, prediction_type='v_prediction')
     with pytest.raises(UserError, match="prediction_type='v_prediction', but"):
         gaussian_state(config(), str(folder))
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'ours'),
+    [
+        ('num_train_timesteps', 500, 1000),
+        ('trained_betas', [0.1, 0.2], None),
+        ('beta_schedule', 'scaled_linear', 'linear'),
+        ('beta_start', 0.001, 1e-4),
+        ('beta_end', 0.01, 0.02),
+        ('rescale_betas_zero_snr', True, False),
+    ],
+)
+def test_every_field_of_a_schedule_must_be_the_configs(folder, field, value, ours):
+    (folder / 'scheduler_config.json').write_text(json.dumps({field: value}))
+    with pytest.raises(UserError) as error:
+        gaussian_state(config(), str(folder))
+    assert f'{field}={value!r}, but config.diffusion makes {ours!r}' in str(error.value)
+
+
+def test_what_a_schedule_does_not_say_is_diffusers_default(folder):
+    (folder / 'scheduler_config.json').write_text('{}')
+    other = config()
+    other.diffusion.timesteps = 500
+    with pytest.raises(UserError, match=r'num_train_timesteps=1000, but config.* makes 500'):
+        gaussian_state(other, str(folder))
 
 
 @pytest.mark.slow
