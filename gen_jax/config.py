@@ -85,8 +85,8 @@ def guided_by(config: ml_collections.ConfigDict) -> str:
 def default(method: str, **choices: str) -> ml_collections.ConfigDict:
     """Every field with its default: the house's own, then the method's `defaults()` on top.
 
-    The result is locked and typed: setting a field that does not exist, or one of another type,
-    is an error where it happens.
+    The result is typed: setting a field to a value of another type is an error where it happens.
+    A field that does not exist is one in `validate`, or where a flag sets it.
 
     Args:
       method: such as 'diffusion.gaussian'.
@@ -260,7 +260,9 @@ def require_unlabelled(config: ml_collections.ConfigDict) -> None:
 
 def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> None:
     """Checks what can be checked without data or devices, and but for the guide's run."""
+    _require_there(config, ['method'])
     choices = getattr(method_module(config.method), 'CHOICES', ())
+    _require_there(config, choices)
     known = default(config.method, **{name: config[name] for name in choices})
     _same_fields(config, known, '', choices)
     require(0 <= config.seed < 2**31, 'seed', config.seed, 'a whole number from 0 to 2**31 - 1')
@@ -346,5 +348,13 @@ def _same_fields(config, known, prefix: str, choices: tuple = ()) -> None:
             ]
             close = nearest(name, known)
             raise UserError(f'unknown field config.{prefix}{name}{close}{"".join(chosen)}')
+    _require_there(config, known, prefix)
+    for name in known:
         if isinstance(known[name], ml_collections.ConfigDict):
             _same_fields(config[name], known[name], f'{prefix}{name}.', choices)
+
+
+def _require_there(config, names: Iterable[str], prefix: str = '') -> None:
+    for name in names:
+        if name not in config:
+            raise UserError(f'config.{prefix}{name} is not there: start from default(METHOD)')

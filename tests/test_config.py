@@ -66,6 +66,44 @@ def test_an_unknown_nested_field_names_its_path():
         validate(config)
 
 
+@pytest.mark.parametrize(
+    'field',
+    [
+        'method',  # which says what else there must be
+        'network',  # likewise
+        'seed',
+        'data',
+        'data.flip',  # read long after the start
+        'model',
+        'model.groups',
+        'optimizer',
+        'optimizer.clip',
+        'mesh.rules',
+        'sample.knobs',
+        'sample.knobs.eta',
+        'explore',
+        'eval.dims',
+    ],
+)
+def test_a_field_that_is_not_there_is_named(field):
+    config = default('diffusion.gaussian')
+    *rooms, name = field.split('.')
+    room = config
+    for part in rooms:
+        room = room[part]
+    del room[name]
+    with pytest.raises(UserError, match=f'config.{field} is not there: start from default'):
+        create(config)
+
+
+def test_another_method_lacks_fields():
+    """As `--config.method=autoencoders.vae` makes it of a config of diffusion."""
+    config = default('diffusion.gaussian')
+    config.method = 'autoencoders.vae'
+    with pytest.raises(UserError, match=r'config\.objective is not there'):
+        create(config)
+
+
 def test_a_field_set_to_another_type_is_refused_where_it_happens():
     config = default('diffusion.gaussian')
     with pytest.raises(TypeError):
@@ -108,6 +146,12 @@ def test_a_field_set_to_another_type_is_refused_where_it_happens():
         ('optimizer.eps', 0.0),
         ('optimizer.decay', 'step'),
         ('optimizer.decay_steps', -1),
+        ('eval.n', 1),
+        ('eval.every_n', 1),
+        ('eval.batch_size', -1),
+        ('eval.every', -1),
+        ('eval.every_metrics', ('fid',)),  # never asked for
+        ('eval.best', 'lowest fid'),  # likewise
     ],
 )
 def test_bad_values_are_named_in_one_line(field, value):
@@ -117,6 +161,16 @@ def test_bad_values_are_named_in_one_line(field, value):
         validate(config)
     assert f'config.{field}={value!r}' in str(error.value)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('best', ['fid', 'lowest', 'smallest fid', 'lowest fid kid', 'lowest  fid'])
+def test_a_malformed_choice_of_the_best_checkpoint_is_told(best):
+    config = default('diffusion.gaussian')
+    config.eval.update({'every': 5, 'every_metrics': ('fid',), 'best': 'lowest fid'})
+    validate(config)
+    config.eval.best = best
+    with pytest.raises(UserError, match=f"config.eval.best='{best}': expected 'lowest NAME'"):
+        validate(config)
 
 
 def against(config) -> str:
