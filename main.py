@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from gen_jax.errors import UserError, in_one_line, is_users
 from gen_jax.runtime import workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
+from gen_jax.runtime.config_file import define_config
 from gen_jax.runtime.sharding import join_processes
 
 # Each mode's own flag.
@@ -34,7 +35,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Not at import: defining `config` reads the command line, and may refuse it."""
     config = str(Path(__file__).resolve().parent / 'configs/ddpm_digits.py')
-    config_flags.DEFINE_config_file('config', config, 'FILE[:variant]; its fields: --config.a.b=1')
+    define_config(config, 'FILE[:variant]; its fields: --config.a.b=1')
     flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do')
     flags.DEFINE_string('workdir', None, 'where the run lives (default: runs/CONFIG_VARIANT)')
     flags.DEFINE_string('step', None, 'the checkpoint to take: a number, or best (default: newest)')
@@ -56,7 +57,6 @@ def run(argv: list[str]) -> int | None:
             return None
         extra = FLAGS(argv)[1:]
         config = FLAGS.config
-        config.seed  # noqa: B018 (a file that failed to load says so only when it is used)
         if extra:
             raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
         own = MODES[FLAGS.mode]
@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int | None:
         join_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     except UserError:
         raise
-    except Exception as error:  # a config file is the user's code, and flags can be wrong
+    except Exception as error:  # flags can be wrong in many a way
         raise UserError(in_one_line(error)) from None
     file = config_flags.get_config_filename(FLAGS['config'])
     folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()

@@ -28,6 +28,7 @@ from gen_jax.metrics.fid import Moments, fid
 from gen_jax.metrics.prdc import prdc
 from gen_jax.runtime import random, workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
+from gen_jax.runtime.config_file import define_config
 from gen_jax.runtime.program import Program, asked_labels
 from gen_jax.sample import claimed, load, stored
 
@@ -69,9 +70,7 @@ def _read_flags(define: Callable[[], None], of_a_run: bool) -> None:
         flags.DEFINE_bool('plot', True, 'Whether to draw a figure, which needs matplotlib.')
         define()
         extra = FLAGS(sys.argv)[1:]
-        if of_a_run:
-            FLAGS.config.seed  # noqa: B018 (a file that failed to load says so when it is used)
-    except Exception as error:  # a config file is the user's code, and flags can be wrong
+    except Exception as error:  # flags can be wrong in many a way
         raise UserError(in_one_line(error)) from None
     if extra:
         raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
@@ -81,7 +80,7 @@ def _define_run() -> None:
     # Configs begin from other configs; this folder is no package.
     sys.path.insert(0, str(ROOT))
     known = str(ROOT / 'configs/edm_fashion_mnist.py')
-    config_flags.DEFINE_config_file('config', known, 'FILE[:variant]; fields: --config.a.b=1')
+    define_config(known, 'FILE[:variant]; fields: --config.a.b=1')
     flags.DEFINE_string('workdir', None, 'The run (default: runs/CONFIG_VARIANT).')
     flags.DEFINE_string('step', None, 'The checkpoint: a number, or best (default: newest).')
     flags.DEFINE_integer('n', 1000, 'Samples of a row.', lower_bound=8)

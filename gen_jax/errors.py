@@ -1,6 +1,14 @@
 """The one exception that means: the user can mend this."""
 
 import errno
+import re
+
+from absl import flags
+
+# What ml_collections says of a field that is not there, when it is read and when it is set.
+NO_FIELD = re.compile(
+    r"""(?:'([\w.]+)'|Key "([\w.]+)" .*?)(?:\nDid you mean "(\w+)".*)?""", re.DOTALL
+)
 
 
 class UserError(Exception):
@@ -12,14 +20,22 @@ class UserError(Exception):
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of an error that a library raised over a flag or a config file."""
+    """The message of an error that a library, or the code of a config file, raised.
+
+    Its type is told too, but where a flag is wrong or a config lacks a field.
+    """
     if isinstance(error, KeyError | AttributeError) and error.args:
-        # ml_collections puts the repr of a message into its message.
-        text = str(error.args[0]).replace('\\n', ' ').replace("\\'", '').strip('\'"')
-        return ' '.join(f'the config has no field {text}'.split())
-    text = ' '.join(str(error).split()) or type(error).__name__
-    earlier = 'Configuration is not available because of an earlier failure to load: '
-    return text.removeprefix(earlier)
+        first = error.args[0]
+        # ml_collections makes AttributeErrors of KeyErrors.
+        text = str(first.args[0] if isinstance(first, KeyError) and first.args else first)
+        if told := NO_FIELD.fullmatch(text):
+            of_read, of_set, meant = told.groups()
+            suggestion = f', did you mean {meant!r}?' if meant else ''
+            return f'the config has no field {of_read or of_set}{suggestion}'
+    text = ' '.join(str(error).split())
+    if isinstance(error, UserError | flags.Error):
+        return text
+    return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 def is_users(error: Exception) -> bool:

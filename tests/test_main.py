@@ -32,15 +32,15 @@ def test_help_is_readable_and_short(main):
 # Of many a kind; each takes a process of its own.
 MISTAKES = [
     (['--mode=trainn'], 'train|sample|evaluate|inspect'),
-    (['--config.data.sorce=x'], 'source'),
+    (['--config.data.sorce=x'], "no field sorce, did you mean 'source'"),
     (['--config.data.image_size=9'], 'multiple of 2'),
     (['--config.mesh.fsdp=2'], 'there are 1'),
     (['--mode=sample', '--workdir=/no/such/run'], 'train first'),
     (['oops'], "'oops'"),
-    ([f'--config={ROOT}/README.md'], 'README.md'),
+    ([f'--config={ROOT}/README.md'], 'README.md: SyntaxError: '),
 ]
 MORE_MISTAKES = [
-    (['--config=missing.py'], 'missing.py'),
+    (['--config=missing.py'], '--config=missing.py: FileNotFoundError: '),
     ([f'{DIGITS[:-4]}tinny'], "did you mean 'tiny'"),
     (['--config.batchsize=3'], 'batch_size'),
     (['--config.batch_size=many'], "'many'"),
