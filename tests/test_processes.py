@@ -264,6 +264,7 @@ def test_sigterm_to_one_stops_all_after_the_same_step(pair, tmp_path):
         (('localhost:9000', None, 0), 'set all three'),
         (('localhost:9000', 2, 2), '--process=2: expected 0 to 1'),
         (('localhost:9000', 2, -1), '--process=-1: expected 0 to 1'),
+        (('localhost:9000', 0, 0), '--processes=0: expected at least 1'),
         (('localhost', 2, 1), "'localhost': expected HOST:PORT"),
         ((':9000', 2, 1), "':9000': expected HOST:PORT"),
         (('localhost:http', 2, 1), "'localhost:http': expected HOST:PORT"),

@@ -418,17 +418,27 @@ KNOWN = {
 
 def _fill(tree: Any, find: Callable[[str], memoryview], order: str) -> Any:
     """The tree with arrays for what stands for tensors; `find` gives a storage's bytes by key."""
-    if isinstance(tree, dict):
-        return {key: _fill(value, find, order) for key, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_fill(value, find, order) for value in tree)
-    if isinstance(tree, _Tensor):
-        array = _array(tree, find(tree.storage.key))
-    elif isinstance(tree, _Storage):
-        array = np.frombuffer(find(tree.key), DTYPES[tree.dtype])
-    else:
-        return tree
-    return array if order == sys.byteorder else array.byteswap()
+    filled = {}  # by id: a part may stand in many places, and those in many others
+
+    def fill(part: Any) -> Any:
+        if id(part) not in filled:
+            filled[id(part)] = fresh(part)
+        return filled[id(part)]
+
+    def fresh(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: fill(value) for key, value in part.items()}
+        if type(part) in (list, tuple):
+            return type(part)(map(fill, part))
+        if isinstance(part, _Tensor):
+            array = _array(part, find(part.storage.key))
+        elif isinstance(part, _Storage):
+            array = np.frombuffer(find(part.key), DTYPES[part.dtype])
+        else:
+            return part
+        return array if order == sys.byteorder else array.byteswap()
+
+    return fill(tree)
 
 
 def _array(tensor: _Tensor, buffer: memoryview) -> np.ndarray:

@@ -74,6 +74,8 @@ def _join_cluster(processes: int | None, process: int | None) -> None:
 
 def _meet(coordinator: str, processes: int, process: int) -> None:
     """Raises UserError where JAX would abort, or crash, without a word of what is wrong."""
+    if processes < 1:
+        raise UserError(f'--processes={processes}: expected at least 1')
     if not 0 <= process < processes:
         raise UserError(
             f'--process={process}: expected 0 to {processes - 1}, as --processes={processes}'

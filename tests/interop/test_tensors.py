@@ -203,6 +203,24 @@ def test_what_torch_writes_around_tensors(write, tmp_path):
     assert tree['state']['w'].tolist() == [0, 1]
 
 
+@WRITERS
+def test_what_stands_in_many_places_is_read_once(write, tmp_path):
+    """100 lists, each of which holds the one before twice: they have 2**100 places in all."""
+    few, many = ['here'], ['here']
+    for _ in range(3):
+        few = [few, few]
+    for _ in range(100):
+        many = [many, many]
+    few = read(write(tmp_path / 'few', plain(few)))
+    assert few == [[[['here']] * 2] * 2] * 2
+    assert few[0] is few[1]
+    many = read(write(tmp_path / 'many', plain(many)))
+    for _ in range(100):
+        assert many[0] is many[1]
+        many = many[0]
+    assert many == ['here']
+
+
 def test_compressed_archive(tmp_path):
     stored = write_zip(tmp_path / 'x', table(x=floats(0, (6,), (1,))))
     with zipfile.ZipFile(stored) as a, zipfile.ZipFile(tmp_path / 'y', 'w', 8) as b:
