@@ -19,7 +19,6 @@ from gen_jax import latent
 from gen_jax.config import create, nearest
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError, in_one_line, is_users
-from gen_jax.judge import Reference, check
 from gen_jax.method import Method
 from gen_jax.metrics import compare
 from gen_jax.metrics.accuracy import accuracy
@@ -31,6 +30,7 @@ from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_thre
 from gen_jax.runtime.config_file import define_config
 from gen_jax.runtime.program import Program, asked_labels
 from gen_jax.sample import claimed, load, stored
+from gen_jax.yardsticks import Reference, check
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS

@@ -13,7 +13,6 @@ from gen_jax.config import create, nearest, require
 from gen_jax.data import pipeline
 from gen_jax.edit import read_images
 from gen_jax.errors import UserError
-from gen_jax.judge import check_side, open_distance
 from gen_jax.latents import directions
 from gen_jax.latents.projection import project
 from gen_jax.metrics.features.extract import Extractor, open_extractor
@@ -23,6 +22,7 @@ from gen_jax.runtime import images, random, workdir
 from gen_jax.runtime.compilation import compiler_options
 from gen_jax.runtime.program import Program
 from gen_jax.sample import load
+from gen_jax.yardsticks import check_side, open_distance
 
 STYLED = ('mixing', 'principal')  # tasks that need styles
 LARGEST = 2.0  # truncation of z where a row of `truncation` ends
