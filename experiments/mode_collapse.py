@@ -12,8 +12,9 @@ circle of radius 1, and 5 x 5 of standard deviation 0.05 at distances of 2. Of 2
 of high quality within 3 standard deviations of a mode, which is then found; reverse KL is
 KL(q || p) of the modes' shares among these. Runs that found no mode have none: where there are any,
 the table says how many it is of. Networks are smaller and training is much shorter than
-there (4 hidden layers of 400 units against 3 of 200 maxout units, 400,000 steps), so the papers'
-numbers, which stand between ours, say what is usual and not what is to be met.
+there (4 hidden layers of 400 units against 3 of 200 maxout units, 400,000 steps), and samples are
+those of averaged weights (`ema_decay`), so the papers' numbers, which stand between ours, say what
+is usual and not what is to be met.
 """
 
 import math
@@ -80,7 +81,7 @@ SETTINGS = {
     'instance_noise': {'gan.instance_noise': 0.2},
     'feature_matching': {'gan.feature_matching': 1.0},
     'minibatch_discrimination': {'model.minibatch_kernels': 4},
-    'unrolled_5': {'gan.unroll': 5},
+    'unrolled_5': {'gan.objective': 'minimax', 'gan.unroll': 5},
     'pacgan_2': {'model.packing': 2},
     'pacgan_4': {'model.packing': 4},
 }

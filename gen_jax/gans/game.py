@@ -196,14 +196,24 @@ def verdict(judge: Judge, params, extra, fake: jax.Array) -> tuple:
 
 
 def generator_loss(judge: Judge, opponent: Net, params, extra, asked: Round) -> tuple:
-    """(loss, (collections, metrics)) of the generator; `opponent` is the discriminator."""
+    """(loss, (collections, metrics)) of the generator; `opponent` is the discriminator.
+
+    Looking ahead it descends, as Metz et al. 2017, the whole of what a zero-sum objective is about
+    (minus `Objective.discriminator`): how the opponent will judge real images depends on what is
+    generated now. Of other objectives it is the generator's own loss, by the opponent then.
+    """
     game, judge = judge.game, judge._replace(asked=asked)
     rules, variables = game.rules, {'params': params, **extra}
     fake, extra = generate(game, variables, asked)  # [b, h, w, c]
     if rules.unroll:
         opponent = unrolled(judge, opponent, fake)
     logits, _, of_fake = judge(opponent.variables(), fake, made=True)  # [b]
-    loss = game.objective.generator(logits)
+    if rules.unroll and game.objective.zero_sum:
+        on_real, _, _ = judge(opponent.variables(), asked.image)
+        smoothing = rules.label_smoothing, rules.fake_smoothing
+        loss = -game.objective.discriminator(on_real, logits, smoothing)
+    else:
+        loss = game.objective.generator(logits)
     if share := rules.feature_matching:
         _, _, of_real = judge(opponent.variables(), asked.image)
         loss = (1 - share) * loss + share * mismatch(of_real['features'], of_fake['features'])

@@ -22,12 +22,15 @@ class Objective(NamedTuple):
       smooths: whether there are targets that `smoothing` can move.
       boundary: the logit above which an image counts as judged real; None of a score, which has no
         such place and whose gradient something has to keep in bounds (Arjovsky et al. 2017).
+      zero_sum: whether the generator's is, but for what does not depend on it, minus the
+        discriminator's.
     """
 
     discriminator: Callable
     generator: Callable
     smooths: bool = False
     boundary: float | None = 0.0
+    zero_sum: bool = False
 
 
 def _cross_entropy(real: jax.Array, fake: jax.Array, smoothing: tuple) -> jax.Array:
@@ -79,9 +82,9 @@ def _score(fake: jax.Array) -> jax.Array:
 
 
 OBJECTIVES = {
-    'minimax': Objective(_cross_entropy, _saturating, smooths=True),
+    'minimax': Objective(_cross_entropy, _saturating, smooths=True, zero_sum=True),
     'non_saturating': Objective(_cross_entropy, _non_saturating, smooths=True),
     'least_squares': Objective(_least_squares, _least_squares_generator, True, 0.5),
     'hinge': Objective(_hinge, _score),
-    'wasserstein': Objective(_wasserstein, _score, boundary=None),
+    'wasserstein': Objective(_wasserstein, _score, boundary=None, zero_sum=True),
 }

@@ -58,7 +58,9 @@ def rules_for(network: str) -> dict:
         'consistency': 0.0,  # weight of consistency regularisation, of real images
         'consistency_fake': 0.0,  # and of generated ones
         'feature_matching': 0.0,  # its share of the generator's loss, 0 to 1 (Salimans et al.)
-        'unroll': 0,  # steps of the discriminator that the generator looks ahead
+        # Steps of the discriminator that the generator looks ahead; with minimax (Metz et al. 2017)
+        # and wasserstein it then sees what becomes of real images' logits too
+        'unroll': 0,
         'auxiliary_weight': 1.0,  # of the classifier's losses, with model.condition='auxiliary'
         **(STYLE if network in networks.STYLED else {}),
         **({'path_length': 0.0} if network == 'stylegan' else {}),  # StyleGAN2 came with it

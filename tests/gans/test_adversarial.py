@@ -468,6 +468,61 @@ def test_the_generator_looks_ahead(changes):
     assert np.abs(through).max() > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('objective', ['minimax', 'wasserstein', 'non_saturating'])
+def test_looking_ahead_a_zero_sum_game_is_descended_whole(objective):
+    """Metz et al. 2017: f of the discriminator after two steps, here of Adam written out.
+
+    Of other objectives the generator has its own loss.
+    """
+    bounded = {'gan__clip_weights': 9.0} if objective == 'wasserstein' else {}
+    fast = {'optimizer__learning_rate': 0.1, 'optimizer__eps': 1e-2}
+    config = small(gan__unroll=2, gan__objective=objective, **fast, **bounded)
+    _, state = started(config)
+    judge, options = judge_of(config), config.optimizer
+    generator, real, z = state.generator, judge.asked.image, judge.asked.z
+
+    def dense(layer, x):
+        return x @ layer['kernel'] + layer['bias']
+
+    def hidden(net, x):
+        return jnp.maximum(dense(net['dense_0'], x), 0)
+
+    def logits(net, x):
+        return dense(net['out'], hidden(net, x.reshape(len(x), -1)))
+
+    def f(net, fake):
+        a, b = logits(net, real), logits(net, fake)
+        if objective == 'wasserstein':
+            return a.mean() - b.mean()
+        return jnp.log(nn.sigmoid(a)).mean() + jnp.log(1 - nn.sigmoid(b)).mean()
+
+    def moved(i, w, m, v):
+        m, v = m / (1 - options.b1**i), v / (1 - options.b2**i)
+        return w + options.learning_rate * m / (jnp.sqrt(jnp.maximum(v, 1e-30)) + options.eps)
+
+    def by_hand(params):
+        fake, net = jnp.tanh(dense(params['out'], hidden(params, z))), state.discriminator.params
+        first = second = jax.tree.map(jnp.zeros_like, net)
+        for i in (1, 2):
+            up = jax.grad(f)(net, fake)
+            first, second = (
+                jax.tree.map(lambda m, g, b=b, k=k: b * m + (1 - b) * g**k, moment, up)
+                for moment, b, k in ((first, options.b1, 1), (second, options.b2, 2))
+            )
+            net = jax.tree.map(functools.partial(moved, i), net, first, second)
+        if objective == 'non_saturating':
+            return -jnp.log(nn.sigmoid(logits(net, fake))).mean()
+        return f(net, fake)
+
+    def ours(params):
+        return generator_loss(judge, state.discriminator, params, generator.extra, judge.asked)[0]
+
+    got, want = (jax.value_and_grad(x)(generator.params) for x in (ours, by_hand))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-6)
+    close(got[1], want[1], rtol=1e-3, atol=1e-6)
+
+
 def test_labels_reach_both_networks():
     config = small(**CLASSES)
     method, state = started(config)
