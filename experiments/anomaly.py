@@ -55,7 +55,8 @@ PUBLISHED = {
 
 
 def define_flags() -> None:
-    """Those of this study alone."""
+    """Rows, and those of this study alone."""
+    studies.define_rows()
     flags.DEFINE_string('source', 'tfds:fashion_mnist', 'Of images with labels, as data.source.')
     flags.DEFINE_integer('size', 28, 'Their height and width.', lower_bound=4)
     flags.DEFINE_integer('channels', 1, '1: grey; 3: colour.', lower_bound=1)
@@ -234,7 +235,7 @@ def unusual(shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
 
 def report(rows: dict, source: str) -> str:
     """Markdown: AUROC by class, % and their means with the papers', then other kinds of images."""
-    fashion, lines = source.endswith('fashion_mnist'), []
+    fashion, lines = source == 'tfds:fashion_mnist', []
     classes = [name for name in rows if name != 'all']
     for name in classes:
         title = FASHION[int(name)] if fashion else name
@@ -272,4 +273,4 @@ def plotted(rows: dict, page, ax):
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main, of_a_run=False)
+    studies.start(define_flags, main)

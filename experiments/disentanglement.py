@@ -67,7 +67,8 @@ PLOTTED = ('mig', 'factor_vae', 'beta_vae', 'disentanglement')
 
 
 def define_flags() -> None:
-    """Those of this study alone."""
+    """Rows, and those of this study alone."""
+    studies.define_rows()
     flags.DEFINE_integer('steps', 6000, 'Training steps.', lower_bound=1)
     flags.DEFINE_integer('seeds', 4, 'Models of each row.', lower_bound=1)
     flags.DEFINE_integer('image_size', 32, 'Pixels; divides 64.')
@@ -225,4 +226,4 @@ def plotted(rows: dict):
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main, of_a_run=False)
+    studies.start(define_flags, main)

@@ -24,30 +24,32 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+import studies
+from absl import flags
 from peers import interleaved, ratios
 
 from gen_jax.config import create
 from gen_jax.errors import UserError
 from gen_jax.runtime import workdir
-from gen_jax.runtime.compilation import return_memory
 from gen_jax.runtime.program import Program
 
-ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_string('reference', None, 'The folder of both checkouts.', required=True)
-flags.DEFINE_integer('batch_size', 16, 'Images.', lower_bound=4)
-flags.DEFINE_integer('turns', 5, 'Measurements of each.', lower_bound=1)
-flags.DEFINE_string('out', 'gan_throughput.json', 'Where the figures go; the table beside it.')
-
 CLASSES = 10
 STEPS = {'biggan_cifar10': 4, 'stylegan2_cifar10': 16}
 CHECKOUTS = {'biggan_cifar10': 'PyTorch-StudioGAN/src', 'stylegan2_cifar10': 'stylegan3'}
 
 
+def define_flags() -> None:
+    """What is measured."""
+    flags.DEFINE_string('reference', None, 'The folder of both checkouts.', required=True)
+    flags.DEFINE_integer('batch_size', 16, 'Images.', lower_bound=4)
+    flags.DEFINE_integer('turns', 5, 'Measurements of each.', lower_bound=1)
+    flags.DEFINE_string('out', 'gan_throughput.json', 'Where the figures go; the table beside it.')
+
+
 def config_of(name: str):
     """A config's, with one step of the discriminator for one of the generator."""
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(studies.ROOT))
     config = getattr(__import__(f'configs.{name}'), name).get_config()
     config.gan.n_critic = 1
     config.batch_size = FLAGS.batch_size
@@ -237,11 +239,16 @@ def stylegan(config) -> tuple:
 PEERS = {'biggan_cifar10': studiogan, 'stylegan2_cifar10': stylegan}
 
 
-def compared(name: str) -> dict:
-    """Ratios of one config: ours to each of theirs."""
+def checkout(name: str) -> Path:
+    """Where the authors' code of a config is."""
     place = Path(FLAGS.reference).expanduser() / CHECKOUTS[name]
     if not place.is_dir():
         raise UserError(f'--reference={FLAGS.reference}: expected the checkout {place} in it')
+    return place
+
+
+def compared(name: str, place: Path) -> dict:
+    """Ratios of one config: ours to each of theirs, whose code is in `place`."""
     sys.path.insert(0, str(place))
     config = config_of(name)
     ours, peer = Ours(config), PEERS[name](config)
@@ -268,23 +275,16 @@ def table(found: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def main(_) -> None:
+def main() -> None:
     """Measures, prints, writes."""
-    return_memory()
-    found = {}
-    try:
-        for name in PEERS:
-            found[name] = compared(name)
-            print(name, found[name], flush=True)
-    except UserError as error:
-        print(f'gan_throughput.py: {error}', file=sys.stderr)
-        sys.exit(2)
-    out = Path(FLAGS.out)
+    out, found = studies.file(FLAGS.out), {}
+    for name, place in {name: checkout(name) for name in PEERS}.items():
+        found[name] = compared(name, place)
+        print(name, found[name], flush=True)
     told = {'batch_size': FLAGS.batch_size, 'turns': FLAGS.turns}
     workdir.write_json(out, {**told, **found})
-    out.with_suffix('.md').write_text(table(found))
-    print(table(found))
+    studies.write(out, table(found))
 
 
 if __name__ == '__main__':
-    app.run(main)
+    studies.start(define_flags, main)

@@ -38,7 +38,9 @@ class Draw(NamedTuple):
 
 
 def define_flags() -> None:
-    """Those of this study alone."""
+    """A run, rows, and those of this study alone."""
+    studies.define_run()
+    studies.define_rows()
     flags.DEFINE_list('scales', [0, 0.5, 1, 1.5, 2, 3, 4, 6], 'Guidance scales.')
     flags.DEFINE_list('interval', [0.28, 2.9], 'Least and most sigma / alpha that is guided.')
     flags.DEFINE_float('rescale', 0.7, 'phi, 0 to 1.')

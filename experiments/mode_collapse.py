@@ -128,7 +128,8 @@ PUBLISHED = {
 
 
 def define_flags() -> None:
-    """Those of this study alone."""
+    """Rows, and those of this study alone."""
+    studies.define_rows()
     flags.DEFINE_integer('steps', 4000, 'Training steps of the generator.', lower_bound=1)
     flags.DEFINE_integer('seeds', 5, 'Runs of each setting and mixture.', lower_bound=1)
     flags.DEFINE_string('out', str(studies.ROOT / 'runs/mode_collapse'), 'The folder of results.')
@@ -286,4 +287,4 @@ def plotted(rows: dict, out: Path, across: int = 4):
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main, of_a_run=False)
+    studies.start(define_flags, main)

@@ -19,15 +19,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+import studies
+from absl import flags
 
 from gen_jax import plan
 from gen_jax.config import create
+from gen_jax.errors import UserError
 from gen_jax.runtime import topology
 from gen_jax.runtime.program import Program
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
 MIB = 2**20
 FAULTS = (signal.SIGSEGV, signal.SIGABRT)  # a compiler's own; others come from outside
@@ -65,13 +65,12 @@ PAPERS = {
 
 
 def define_flags() -> None:
-    """Those of this study alone."""
-    ddpm = str(ROOT / 'configs/ddpm_cifar10.py')
-    config_flags.DEFINE_config_file('ddpm', ddpm, 'DDPM.')
+    """The config of all but the last study, which studies, and where they go."""
+    studies.define_config('ddpm_cifar10')
     flags.DEFINE_list('studies', [*STUDIES], 'Which to run.')
     known = f'known are {", ".join(STUDIES)}'
     flags.register_validator('studies', lambda names: {*names} <= STUDIES.keys(), known)
-    flags.DEFINE_string('out', str(ROOT / 'docs/plan.md'), 'Whose tables to replace.')
+    flags.DEFINE_string('out', str(studies.ROOT / 'docs/plan.md'), 'Whose tables to replace.')
 
 
 def train_step(config, name: str) -> dict:
@@ -85,8 +84,8 @@ def relative() -> Iterator[tuple]:
     """The paper trained for 10.6 hours on a v3-8."""
     yield 'topology', 'GFLOPs a step and device', 'step at best, ms', 'hours at best', "paper's"
     for name in ('v3:2x2', 'v4:2x2x1', 'v5e:2x4', 'v6e:2x4'):
-        step = train_step(FLAGS.ddpm, name)
-        hours = FLAGS.ddpm.steps * step['seconds'] / 3600
+        step = train_step(FLAGS.config, name)
+        hours = FLAGS.config.steps * step['seconds'] / 3600
         yield (
             name,
             f'{step["flops"] / 1e9:.1f}',
@@ -101,7 +100,7 @@ def fsdp() -> Iterator[tuple]:
     yield 'fsdp', 'arguments, MiB', 'of fsdp=1', 'temporaries, MiB', 'collectives, MB'
     whole = None
     for slices in (1, 16):
-        step = train_step(plan.changed(FLAGS.ddpm, {'mesh.fsdp': slices}), 'v5e:4x4')
+        step = train_step(plan.changed(FLAGS.config, {'mesh.fsdp': slices}), 'v5e:4x4')
         arguments = step['memory']['arguments']
         whole = whole or arguments
         yield (
@@ -120,7 +119,7 @@ def weak() -> Iterator[tuple]:
     for name in ('2x4', '8x16', '16x16'):
         (where,) = topology.parse(f'v5e:{name}')
         sizes = {'batch_size': 16 * where.chips, 'sample.batch_size': where.chips}
-        step = train_step(plan.changed(FLAGS.ddpm, sizes), where.name)
+        step = train_step(plan.changed(FLAGS.config, sizes), where.name)
         first = first or step
         yield (
             str(where.chips),
@@ -154,8 +153,8 @@ def planned(label: str, name: str) -> tuple:
     """
     with tempfile.TemporaryDirectory() as folder:
         asked = '--mode=plan', f'--topology={name}', f'--workdir={folder}'
-        command = [sys.executable, str(ROOT / 'main.py'), f'--config=configs/{label}.py', *asked]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        command = [sys.executable, 'main.py', f'--config=configs/{label}.py', *asked]
+        done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True)
         if -done.returncode in FAULTS:
             end = f'libtpu ends in {signal.Signals(-done.returncode).name}'
             return (label, name, end, '-', '-')
@@ -197,15 +196,18 @@ def replace(name: str, rows: list[tuple]) -> None:
     table = '\n'.join([head, '|---' * len(rows[0]) + '|', *body])
     page = Path(FLAGS.out)
     around = rf'(<!-- {name} -->\n).*?(<!-- /{name} -->)'
-    page.write_text(re.sub(around, rf'\g<1>{table}\n\g<2>', page.read_text(), flags=re.DOTALL))
+    text = re.sub(around, lambda x: f'{x[1]}{table}\n{x[2]}', page.read_text(), flags=re.DOTALL)
+    page.write_text(text)
 
 
 STUDIES = {'relative': relative, 'fsdp': fsdp, 'weak': weak, 'configs': configs}
 
 
-def main(_) -> None:
+def main() -> None:
     """Runs the studies; each line is printed as it is found."""
-    logging.set_verbosity(logging.ERROR)
+    page = Path(FLAGS.out)
+    if not page.is_file() or any(f'<!-- {x} -->' not in page.read_text() for x in FLAGS.studies):
+        raise UserError(f'--out={page}: expected a page with the marks of docs/plan.md')
     for name in FLAGS.studies:
         rows = []
         for row in STUDIES[name]():
@@ -215,5 +217,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    define_flags()
-    app.run(main)
+    studies.start(define_flags, main)

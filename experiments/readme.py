@@ -15,14 +15,20 @@ import re
 import shutil
 from pathlib import Path
 
-from absl import app, flags
+import studies
+from absl import flags
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / 'README.md'
-PICTURES = ROOT / 'docs' / 'pictures'
+from gen_jax.errors import UserError
+
+README = studies.ROOT / 'README.md'
+PICTURES = studies.ROOT / 'docs' / 'pictures'
 FLAGS = flags.FLAGS
-flags.DEFINE_string('runs', 'runs', 'The folder whose subfolders are the runs, by config.')
-flags.DEFINE_string('throughput', '', 'The table that experiments/throughput.py wrote.')
+
+
+def define_flags() -> None:
+    """Where the numbers are."""
+    flags.DEFINE_string('runs', 'runs', 'The folder whose subfolders are the runs, by config.')
+    flags.DEFINE_string('throughput', '', 'The table that experiments/throughput.py wrote.')
 
 
 def minutes(run: Path) -> str:
@@ -193,8 +199,10 @@ def placed(text: str, name: str, row: str) -> str:
     return text.replace(lines(before).group(), f'{lines(before).group()}\n{row}')
 
 
-def main(_) -> None:
+def main() -> None:
     """Writes README.md and docs/pictures."""
+    if FLAGS.throughput and not Path(FLAGS.throughput).is_file():
+        raise UserError(f'--throughput={FLAGS.throughput}: expected the table of throughput.py')
     text = README.read_text()
     runs = Path(FLAGS.runs)
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -220,4 +228,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    studies.start(define_flags, main)

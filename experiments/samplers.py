@@ -98,8 +98,11 @@ class Draw(NamedTuple):
 
 
 def define_flags() -> None:
-    """Those of this study alone."""
-    flags.DEFINE_float('guidance', 1.0, 'Of all samplers; 1: none, which takes half the time.')
+    """A run, rows, and those of this study alone."""
+    studies.define_run()
+    studies.define_rows()
+    text = "Of all samplers, whatever the config's knob is; 1: none, which takes half the time."
+    flags.DEFINE_float('guidance', 1.0, text)
     flags.DEFINE_list('calls', [], 'Network calls to try (default: as suits each sampler).')
     flags.DEFINE_integer('reference_calls', 1000, 'Of the reference.', lower_bound=1)
     flags.DEFINE_list('orders', [10, 20, 40, 80, 160], 'Steps at which errors are measured.')
@@ -113,8 +116,10 @@ def main() -> None:
     page = studies.figure(2) if FLAGS.plot else None
     config = FLAGS.config
     studies.check_draws_images(config)
+    if (other := config.sample.knobs.guidance) != FLAGS.guidance:
+        print(f"guidance is {FLAGS.guidance:g}, by --guidance, and not the config's {other:g}")
     config.sample.knobs.guidance = FLAGS.guidance
-    study = studies.opened('samplers', config, near=FLAGS.near)
+    study = studies.opened('samplers', config, near=FLAGS.near, solution=TOLERANCE)
     names = [name for name in names if fits(study, name)]
     draws, errors = [], []
     for name in names:

@@ -9,7 +9,8 @@ without `classifier_`.
 
 from pathlib import Path
 
-from absl import app, flags, logging
+import studies
+from absl import flags
 from ml_collections import config_flags
 
 from gen_jax.config import create
@@ -20,18 +21,24 @@ from gen_jax.runtime.program import Program
 from gen_jax.sample import load
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('config', None, 'The config of the run.', lock_config=True)
-flags.DEFINE_string('workdir', None, 'The run.', required=True)
-flags.DEFINE_string('out', None, "Another file to write than the package's.")
 
 
-def main(_) -> None:
+def define_flags() -> None:
+    """The config of the run, and what belongs to it."""
+    studies.define_config('classifier_digits')
+    flags.DEFINE_string('workdir', None, 'The run.', required=True)
+    flags.DEFINE_string('out', None, "Another file to write than the package's.")
+
+
+def main() -> None:
     """Measures, writes."""
-    logging.set_verbosity(logging.ERROR)
     config, folder = FLAGS.config, Path(FLAGS.workdir).absolute()
     if config.method != 'metrics.features.classifier':
         raise UserError(f'config.method={config.method!r}: expected metrics.features.classifier')
     name = Path(config_flags.get_config_filename(FLAGS['config'])).stem
+    package = Path(classifier.__file__).parent
+    out = package / f'{name.removeprefix("classifier_")}.safetensors'
+    out = studies.file(FLAGS.out or out)
     program = Program(config, create(config))
     step, state = load(program, folder)
     measured = per_example(program, state)['accuracy']
@@ -48,8 +55,6 @@ def main(_) -> None:
         'config': name,
         'steps': step,
     }
-    package = Path(classifier.__file__).parent
-    out = Path(FLAGS.out or package / f'{name.removeprefix("classifier_")}.safetensors')
     classifier.save(out, state.net.variables(ema=True)['params'], metadata)
     print(f'{out}: {out.stat().st_size:,} bytes')
     for field, value in metadata.items():
@@ -57,4 +62,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    studies.start(define_flags, main)

@@ -23,7 +23,8 @@ FLAGS = ('--config.steps=2', '--config.log_every=1', '--config.sample_every=0')
 
 def start(args: list[str], cache: Path) -> dict[str, float]:
     """Seconds from the start of the process."""
-    with tempfile.TemporaryDirectory() as folder:
+    # In a file: a pipe that nobody reads stops a process that says much.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
         metrics = Path(folder, 'metrics.jsonl')
         command = [sys.executable, str(MAIN), *args, *FLAGS, f'--workdir={folder}']
         begun = time.monotonic()
@@ -31,14 +32,14 @@ def start(args: list[str], cache: Path) -> dict[str, float]:
             command,
             env={**os.environ, 'GEN_JAX_CACHE': str(cache)},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=said,
         )
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.01)
         done = time.monotonic() - begun
-        _, err = process.communicate()
-        if process.returncode:
-            sys.stderr.write(err.decode())
+        if process.wait():
+            said.seek(0)
+            sys.stderr.write(said.read().decode())
             sys.exit(process.returncode)
         second = json.loads(metrics.read_text().splitlines()[1])
     return {'reached': done - 1 / second['steps_per_second'], 'done': done}

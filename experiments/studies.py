@@ -1,6 +1,10 @@
-"""What studies of one trained model share: its draws, what they are worth, what is kept of them."""
+"""What scripts share: flags, a user's mistakes, tables, what is kept of results.
+
+Of studies of one trained model also its draws and what they are worth.
+"""
 
 import functools
+import hashlib
 import json
 import logging
 import sys
@@ -25,9 +29,8 @@ from gen_jax.metrics.accuracy import accuracy
 from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, fid
 from gen_jax.metrics.prdc import prdc
-from gen_jax.runtime import random, workdir
+from gen_jax.runtime import config_file, random, workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
-from gen_jax.runtime.config_file import define_config
 from gen_jax.runtime.program import Program, asked_labels
 from gen_jax.sample import claimed, load, stored
 from gen_jax.yardsticks import Reference, check
@@ -38,19 +41,18 @@ METRICS = ('fid', 'prdc')
 GROUPS = 20  # parts of the samples, each left out once, that tell the error of a distance
 
 
-def start(define: Callable[[], None], main: Callable[[], None], of_a_run: bool = True) -> None:
-    """Runs a study as a command; a user's mistake ends in one line and exit code 2.
+def start(define: Callable[[], None], main: Callable[[], None]) -> None:
+    """Runs a script as a command; a user's mistake ends in one line and exit code 2.
 
     Args:
-      define: defines the study's own flags; `plot` and `rows` are there.
-      main: the study, which finds its flags parsed.
-      of_a_run: whether it is about a trained model, and `config`, `workdir`, `step` and `n` are
-        there too.
+      define: defines its flags: `define_run`, `define_config` and `define_rows` have those that
+        several share.
+      main: what it does, which finds its flags parsed.
     """
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     absl_logging.set_verbosity(absl_logging.FATAL)
     try:
-        _read_flags(define, of_a_run)
+        _read_flags(define)
         keep_compiled()
         return_memory()
         spare_threads()
@@ -62,13 +64,13 @@ def start(define: Callable[[], None], main: Callable[[], None], of_a_run: bool =
         sys.exit(2)
 
 
-def _read_flags(define: Callable[[], None], of_a_run: bool) -> None:
+def _read_flags(define: Callable[[], None]) -> None:
     try:
-        if of_a_run:
-            _define_run()
-        flags.DEFINE_list('rows', [], 'Those to do, by name (default: all).')
-        flags.DEFINE_bool('plot', True, 'Whether to draw a figure, which needs matplotlib.')
         define()
+        if {'-h', '--help'} & set(sys.argv):
+            known = (FLAGS.module_help(module) for module in (sys.argv[0], __name__))
+            print(sys.modules['__main__'].__doc__, *known, sep='\n')
+            sys.exit()
         extra = FLAGS(sys.argv)[1:]
     except Exception as error:  # flags can be wrong in many a way
         raise UserError(in_one_line(error)) from None
@@ -76,14 +78,26 @@ def _read_flags(define: Callable[[], None], of_a_run: bool) -> None:
         raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
 
 
-def _define_run() -> None:
-    # Configs begin from other configs; this folder is no package.
-    sys.path.insert(0, str(ROOT))
-    known = str(ROOT / 'configs/edm_fashion_mnist.py')
-    define_config(known, 'FILE[:variant]; fields: --config.a.b=1')
+def define_run() -> None:
+    """The flags of what is about a trained model."""
+    define_config('edm_fashion_mnist')
     flags.DEFINE_string('workdir', None, 'The run (default: runs/CONFIG_VARIANT).')
     flags.DEFINE_string('step', None, 'The checkpoint: a number, or best (default: newest).')
     flags.DEFINE_integer('n', 1000, 'Samples of a row.', lower_bound=8)
+
+
+def define_config(name: str) -> None:
+    """The flag `config`: configs/NAME.py unless another is given."""
+    # Configs begin from other configs; this folder is no package.
+    sys.path.insert(0, str(ROOT))
+    known = str(ROOT / f'configs/{name}.py')
+    config_file.define_config(known, 'FILE[:variant]; fields: --config.a.b=1')
+
+
+def define_rows() -> None:
+    """The flags of what makes rows by name, and a figure of them."""
+    flags.DEFINE_list('rows', [], 'Those to do, by name (default: all).')
+    flags.DEFINE_bool('plot', True, 'Whether to draw a figure, which needs matplotlib.')
 
 
 def opened(name: str, config, **told) -> 'Study':
@@ -131,11 +145,18 @@ def numbers(flag: str, kind: type = int, least: float = 1) -> tuple:
 
 
 def folder(path: str) -> Path:
-    """The folder of results, made where it is not there; UserError where a file has its name."""
+    """The folder of results, made where it is not there; UserError where a file is in its place."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
         raise UserError(f'--out={path}: expected a folder') from None
+    return Path(path)
+
+
+def file(path: str) -> Path:
+    """The file of results, which may be there; UserError, before the work, where it cannot be."""
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        raise UserError(f'--out={path}: expected a file in a folder that is there')
     return Path(path)
 
 
@@ -168,6 +189,14 @@ def legends(axes) -> None:
     for each in axes:
         if each.get_legend_handles_labels()[0]:
             each.legend(fontsize='small')
+
+
+def write(path: Path, text: str, page=None) -> None:
+    """Leaves a table, path.md, and a figure if there is one, path.png; prints the table."""
+    path.with_suffix('.md').write_text(text)
+    if page is not None:
+        page.savefig(path.with_suffix('.png'), dpi=100)
+    print(text)
 
 
 class Drawer(Program):
@@ -329,15 +358,11 @@ class Study:
 
     def write(self, text: str, page=None) -> None:
         """Leaves a table, and a figure if there is one, beside the json."""
-        path = self.folder / self.folder.name
-        path.with_suffix('.md').write_text(text)
-        if page is not None:
-            page.savefig(path.with_suffix('.png'), dpi=120)
-        print(text)
+        write(self.folder / self.folder.name, text, page)
 
 
 class Rows:
-    """Results by name, in a json that holds each as soon as it is there.
+    """Results by name, in a json that holds each and its settings as soon as it is there.
 
     Attributes:
       found: {name: row}.

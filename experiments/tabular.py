@@ -332,4 +332,4 @@ def report(rows: dict, elbo: float) -> str:
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main, of_a_run=False)
+    studies.start(define_flags, main)

@@ -28,35 +28,38 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+import studies
+from absl import flags
 from peers import import_torchvision, interleaved, ratios
 
 from gen_jax.config import create
 from gen_jax.diffusion import networks
 from gen_jax.interop import diffusers_ddpm
 from gen_jax.runtime import workdir
-from gen_jax.runtime.compilation import compiler_options, keep_compiled, return_memory
+from gen_jax.runtime.compilation import compiler_options
 from gen_jax.runtime.program import Program
 
-ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_integer('batch_size', 16, 'Images.')
-flags.DEFINE_integer('turns', 7, 'Measurements of each.')
-flags.DEFINE_integer('sampling_turns', 5, 'Measurements of sampling.')
-flags.DEFINE_integer('steps', 50, 'Network calls of sampling.')
-flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation.')
-flags.DEFINE_bool('compile', True, 'Whether torch.compile takes part.')
-flags.DEFINE_string('variant', 'ddim', 'Variant of configs/ddpm_cifar10.py.')
-flags.DEFINE_string('out', 'throughput.json', 'Where the figures go; the table goes beside it.')
-flags.DEFINE_string('memory_of', '', 'Prints a peak, and ends: gen_jax, or a diffusers folder.')
-
 DECAY = 0.9999
 SAME = ('batch_size', 'variant', 'steps', 'dtype')  # what a measurement of memory is told
 
 
+def define_flags() -> None:
+    """What is measured."""
+    flags.DEFINE_integer('batch_size', 16, 'Images.', lower_bound=1)
+    flags.DEFINE_integer('turns', 7, 'Measurements of each.', lower_bound=1)
+    flags.DEFINE_integer('sampling_turns', 5, 'Measurements of sampling.', lower_bound=1)
+    flags.DEFINE_integer('steps', 50, 'Network calls of sampling.', lower_bound=1)
+    flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation.')
+    flags.DEFINE_bool('compile', True, 'Whether torch.compile takes part.')
+    flags.DEFINE_string('variant', 'ddim', 'Variant of configs/ddpm_cifar10.py.')
+    flags.DEFINE_string('out', 'throughput.json', 'Where the figures go; the table goes beside it.')
+    flags.DEFINE_string('memory_of', '', 'Prints a peak, and ends: gen_jax, or a diffusers folder.')
+
+
 def program() -> Program:
     """ddpm_cifar10, with DDIM, at the flags' sizes."""
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(studies.ROOT))
     from configs import ddpm_cifar10
 
     config = ddpm_cifar10.get_config(FLAGS.variant)
@@ -211,8 +214,6 @@ def print_memory() -> None:
     import_torchvision()
     import diffusers.training_utils  # noqa: F401
 
-    keep_compiled()  # as main.py, and so is the next
-    return_memory()
     before = resident('VmRSS')
     if FLAGS.memory_of == 'gen_jax':
         who = Ours()
@@ -261,8 +262,9 @@ def table(found: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def main(_) -> None:
+def main() -> None:
     """Measures, prints, writes."""
+    out = studies.file(FLAGS.out)
     warnings.filterwarnings('ignore')
     os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # torch needs of a GPU's memory too
     if FLAGS.memory_of:
@@ -290,10 +292,9 @@ def main(_) -> None:
         everybody = {'gen_jax': ours, **theirs}
         functions = {name: getattr(who, method) for name, who in everybody.items()}
         found[task] = compared(task, functions, turns, FLAGS.batch_size)
-    workdir.write_json(Path(FLAGS.out), found)
-    Path(FLAGS.out).with_suffix('.md').write_text(table(found))
-    print(table(found))
+    workdir.write_json(out, found)
+    studies.write(out, table(found))
 
 
 if __name__ == '__main__':
-    app.run(main)
+    studies.start(define_flags, main)
