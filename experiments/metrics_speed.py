@@ -3,31 +3,38 @@
   python experiments/metrics_speed.py
 
 Both see the same images through the same random weights, turn by turn, ours as many at a time as it
-chooses, torch-fidelity's 1, 8 or all, of which the fastest counts. Images/s are medians over the
-turns, and only their ratio says anything off this machine. Then the time of the Frechet
-distance itself at 2,048 features, against pytorch-fid's, for full and for deficient rank. Needs the
-extra `parity`. Writes metrics_speed.json where --out says.
+chooses, torch-fidelity's 1, 8 or all, of which the fastest counts. Then the time of the Frechet
+distance itself at 2,048 features, against pytorch-fid's, for full and for deficient rank, turn by
+turn too. Figures are medians over the turns, and only ratios say anything off this machine. Needs
+the extra `parity`. Writes metrics_speed.json where --out says.
 """
 
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import studies
 import torch
-from absl import app, flags
-from peers import import_torchvision, seconds
+from absl import flags
+from peers import import_torchvision, interleaved, ratios, seconds
 
 from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, frechet_distance
 from gen_jax.runtime import workdir
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer('n', 32, 'Images.')
-flags.DEFINE_integer('size', 32, 'Height and width of the images.')
-flags.DEFINE_integer('turns', 5, 'Measurements of each.')
-flags.DEFINE_string('out', 'metrics_speed.json', 'Where the figures go.')
+RANKS = {'full_rank': 5000, 'deficient': 1000}  # examples that the statistics are of
+
+
+def define_flags() -> None:
+    """What is measured."""
+    flags.DEFINE_integer('n', 32, 'Images.', lower_bound=1)
+    flags.DEFINE_integer('size', 32, 'Height and width of the images.', lower_bound=1)
+    flags.DEFINE_integer('turns', 5, 'Measurements of each.', lower_bound=1)
+    flags.DEFINE_string('out', 'metrics_speed.json', 'Where the figures go.')
 
 
 def networks(folder: Path) -> tuple[Callable, Callable]:
@@ -82,30 +89,31 @@ def features() -> dict:
     }
 
 
-def distances() -> dict:
-    """Seconds of the distance at 2,048 features, ours and pytorch-fid's."""
+def distances(size: int = 2048) -> dict:
+    """Seconds of the distance at so many features, and how many times as fast ours is."""
     import_torchvision()
     from pytorch_fid.fid_score import calculate_frechet_distance
 
     rng, found = np.random.default_rng(0), {}
-    for name, n in (('full_rank', 5000), ('deficient', 1000)):
-        a, b = (Moments.of(rng.gamma(1.0, size=(n, 2048))) for _ in range(2))
+    for name, n in RANKS.items():
+        a, b = (Moments.of(rng.gamma(1.0, size=(n, size))) for _ in range(2))
         args = a.mu, a.sigma, b.mu, b.sigma
-        found[name] = {
-            'gen_jax_seconds': min(seconds(frechet_distance, *args) for _ in range(3)),
-            'pytorch_fid_seconds': seconds(calculate_frechet_distance, *args),
-        }
+        distance = {'gen_jax': frechet_distance, 'pytorch_fid': calculate_frechet_distance}
+        times = interleaved({k: partial(x, *args) for k, x in distance.items()}, FLAGS.turns)
+        found[name] = {f'{k}_seconds': statistics.median(x) for k, x in times.items()}
+        found[name] |= ratios(times, 'gen_jax')['pytorch_fid']
     return found
 
 
-def main(_) -> None:
+def main() -> None:
     """Measures, prints, writes."""
+    out = studies.file(FLAGS.out)
     found = {'features': features(), 'distance': distances()}
-    workdir.write_json(Path(FLAGS.out), found)
+    workdir.write_json(out, found)
     for part in found.values():
         for name, value in part.items():
             print(name, value)
 
 
 if __name__ == '__main__':
-    app.run(main)
+    studies.start(define_flags, main)
