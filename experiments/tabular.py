@@ -10,9 +10,9 @@ learned from, tabular.json and .md in --out.
 Numbers become normal scores: a VAE of numbers that are not centred leaves the middle of its z far
 from 0, and draws other rows than it learned. p(x|z) is a Gaussian for each number, with a scale of
 its own, and a categorical distribution for each other column (`pixels.likelihood = 'table'`). Of
-rows drawn by the VAE, and beside them of the training rows themselves, of a Gaussian copula (normal
-scores with the training rows' covariance) and of columns shuffled by themselves, it is told,
-against held-out rows:
+rows drawn by the VAE, and beside them of the training rows themselves, of a Gaussian copula (the
+columns as they are, bound by the correlations of their normal scores) and of columns shuffled by
+themselves, it is told, against held-out rows:
 
 * numbers: the Kolmogorov-Smirnov statistic, a mean over columns;
 * categories: the total variation distance, a mean over columns;
@@ -21,7 +21,6 @@ against held-out rows:
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import studies
 from absl import flags
+from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import QuantileTransformer
 from studies import Column
 
 from gen_jax.config import create, default, nearest
 from gen_jax.errors import UserError
+from gen_jax.runtime import workdir
 
 FLAGS = flags.FLAGS
 BATCH, HELD_OUT = 256, 5  # rows of a training step; every fifth row is held out
@@ -82,16 +83,14 @@ def main() -> None:
     sets = {
         'training rows': train,
         'VAE': drawn,
-        'Gaussian copula': gaussian(code, train, rng),
+        'Gaussian copula': gaussian(train, rng),
         'columns alone': rng.permuted(train, axis=0),
     }
     rows = {name: measured(table.kinds, x, test, target) for name, x in sets.items()}
     write(out / 'synthetic.csv', table, drawn)
     found = {'held_out_elbo': elbo, 'rows': rows, 'target': table.names[target]}
-    (out / 'tabular.json').write_text(json.dumps(found, indent=2))
-    text = report(rows, elbo)
-    (out / 'tabular.md').write_text(text)
-    print(text)
+    workdir.write_json(out / 'tabular.json', found)
+    studies.write(out / 'tabular', report(rows, elbo))
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -245,10 +244,13 @@ def learned(code: Code, train: np.ndarray, test: np.ndarray, steps: int, latent_
 
     def step(state, i):
         data, noise = jax.random.split(jax.random.fold_in(key, i))
-        return method.train_step(noise, state, batch(data))[0], None
+        state, metrics = method.train_step(noise, state, batch(data))
+        return state, metrics['loss']
 
     state = method.init(key, batch(key))
-    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(steps)))(state)
+    state, losses = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(steps)))(state)
+    if not np.isfinite(losses[-1]):
+        raise FloatingPointError(f'loss is {losses[-1]} after {steps} steps')
     keys = jax.random.split(drawing, len(train))
     rows = code.values(np.asarray(method.sample_step(keys, state, {})))
     keys = jax.random.split(asking, len(test))
@@ -259,11 +261,17 @@ def learned(code: Code, train: np.ndarray, test: np.ndarray, steps: int, latent_
 # --- what rows are worth -------------------------------------------------------------------------
 
 
-def gaussian(code: Code, train: np.ndarray, rng) -> np.ndarray:
-    """Rows whose normal scores have the training rows' mean and covariance."""
-    flat = code.images(train)[:, 0, 0].astype(float)
-    drawn = rng.multivariate_normal(flat.mean(0), np.cov(flat.T), len(flat), check_valid='ignore')
-    return code.values(np.clip(drawn, -1, 1)[:, None, None])
+def gaussian(train: np.ndarray, rng) -> np.ndarray:
+    """As many rows of a Gaussian copula: its columns are distributed as those of the training rows.
+
+    A value, be it a number or, in their order, a category, stands for its share of a standard
+    normal: its score is the middle of that share, and what falls in it is drawn as that value.
+    """
+    scores = np.column_stack([norm.ppf((rankdata(x) - 0.5) / len(x)) for x in train.T])
+    bound = correlations(scores)
+    drawn = rng.multivariate_normal(np.zeros(len(bound)), bound, len(train), check_valid='ignore')
+    pairs = zip(train.T, norm.cdf(drawn).T, strict=True)
+    return np.column_stack([np.quantile(x, share, method='inverted_cdf') for x, share in pairs])
 
 
 def measured(kinds: list, rows: np.ndarray, test: np.ndarray, target: int) -> dict:

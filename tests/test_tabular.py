@@ -108,6 +108,40 @@ def test_rows_are_measured_against_others():
     assert found['accuracy'] == pytest.approx(1 - kind.mean())
 
 
+@pytest.mark.parametrize('share', [0.02, 0.1, 0.373])
+def test_a_copula_keeps_columns_and_what_binds_them(share):
+    rng = np.random.default_rng(0)
+    kind = rng.choice([0, 1, 2], 20_000, p=[share, 0.6 - share, 0.4])
+    rows = np.column_stack([rng.exponential(size=20_000) + 3 * (kind == 2), kind, kind == 0])
+    drawn = tabular.gaussian(rows, rng)
+    assert {*drawn[:, 1]} == {0, 1, 2}
+    for value in (0, 1, 2):
+        found, there = (np.mean(x[:, 1] == value) for x in (drawn, rows))
+        assert found == pytest.approx(there, abs=4 * np.sqrt(0.25 / 20_000))
+    assert scipy.stats.ks_2samp(drawn[:, 0], rows[:, 0]).pvalue > 1e-3
+    assert scipy.stats.spearmanr(drawn[:, 0], drawn[:, 1])[0] > 0.3
+    assert np.corrcoef(drawn[:, 1:].T)[0, 1] < 0
+    normal = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 20_000)
+    again = tabular.gaussian(np.exp(normal), rng)
+    assert np.corrcoef(np.log(again).T)[0, 1] == pytest.approx(0.8, abs=0.02)
+
+
+def test_training_that_fails_is_told(monkeypatch):
+    """At a rate without end; nothing is drawn of it."""
+    configured = tabular.configured
+
+    def fast(*args):
+        config = configured(*args)
+        config.optimizer.learning_rate, config.optimizer.clip = 1e30, 0.0
+        return config
+
+    monkeypatch.setattr(tabular, 'configured', fast)
+    rows = np.random.default_rng(0).normal(size=(20, 2))
+    code = Code(Table(['a', 'b'], rows, [None, None]), rows)
+    with pytest.raises(FloatingPointError, match='loss is nan after 3 steps'):
+        tabular.learned(code, rows, rows, steps=3, latent_dim=2)
+
+
 @pytest.mark.slow
 def test_the_command_draws_rows_like_those_it_learned(tmp_path):
     rng = np.random.default_rng(0)
