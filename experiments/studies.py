@@ -214,9 +214,10 @@ class Drawer(Program):
     def sample(self, state, indices: np.ndarray) -> np.ndarray:
         """As `Program.sample`; a value that is not finite is black, and a line says so."""
         images = self.floats(state, indices)
-        if lost := int((~np.isfinite(images)).any((1, 2, 3)).sum()):
+        finite = np.isfinite(images)
+        if lost := int((~finite).any((1, 2, 3)).sum()):
             print(f'  {lost} of {len(images)} samples hold values that are not finite')
-        return pipeline.to_uint8(np.nan_to_num(images, nan=-1.0))
+        return pipeline.to_uint8(np.where(finite, images, -1.0))
 
 
 class Study:
