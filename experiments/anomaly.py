@@ -19,6 +19,7 @@ likelihood is higher where images are simpler, not where they are usual (Nalisni
 what it makes of the first two says how far.
 """
 
+import functools
 import time
 
 import jax
@@ -34,6 +35,7 @@ from gen_jax.config import create, default
 from gen_jax.data import pipeline
 from gen_jax.data.sources import Digits, open_source
 from gen_jax.errors import UserError
+from gen_jax.runtime import workdir
 
 FLAGS = flags.FLAGS
 BATCH, PART = 128, 250  # images of a training step, and those that are scored at a time
@@ -67,21 +69,17 @@ def define_flags() -> None:
 
 def main() -> None:
     """Trains, ranks, prints, writes."""
-    asked = {name: FLAGS[name].value for name in ('source', 'size', 'channels', 'steps', 'samples')}
+    asked = {x: getattr(FLAGS, x) for x in ('source', 'size', 'channels', 'steps', 'samples')}
     detector, train, test = opened(**asked)
     classes = [str(label) for label in np.unique(train[1])]
     names = studies.chosen([*classes, 'all'], FLAGS.rows)
     page = studies.figure(1) if FLAGS.plot else None
     out = studies.folder(FLAGS.out)
-    rows = Rows(out / 'anomaly.json', asked)
+    rows, settings = Rows(out / 'anomaly.json', asked), workdir.flat(configured(**asked))
     for name in names:
-        rows(name, lambda name=name: measured(detector, name, train, test))
-    done = {name: rows.found[name] for name in [*classes, 'all'] if name in rows.found}
-    text = report(done, FLAGS.source)
-    (out / 'anomaly.md').write_text(text)
-    print(text)
-    if page:
-        plotted(done, *page).savefig(out / 'anomaly.png', dpi=75)
+        rows(name, settings, functools.partial(measured, detector, name, train, test))
+    done = rows.of(dict.fromkeys([*classes, 'all'], settings))
+    studies.write(out / 'anomaly', report(done, FLAGS.source), page and plotted(done, *page))
 
 
 def opened(**asked) -> tuple:

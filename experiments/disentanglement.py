@@ -28,6 +28,7 @@ from studies import Column, Rows
 from gen_jax.config import create, default
 from gen_jax.data import sprites
 from gen_jax.metrics.disentanglement import active_units, beta_vae, dci, factor_vae, looked_up, mig
+from gen_jax.runtime import workdir
 
 FLAGS = flags.FLAGS
 SIZES = (3, 6, 10, 8, 8)  # values of each factor
@@ -84,14 +85,22 @@ def main() -> None:
     out = studies.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds, 'image_size': FLAGS.image_size}
     rows, images = Rows(out / 'disentanglement.json', asked), every_image(FLAGS.image_size)
+    settings = settings_of(FLAGS.image_size, FLAGS.steps)
     for name in names:
-        rows(name, lambda name=name: measured(name, images, FLAGS.steps, FLAGS.seeds))
-    done = {name: rows.found[name] for name in SETTINGS if name in rows.found}
-    text = report(done)
-    (out / 'disentanglement.md').write_text(text)
-    print(text)
-    if FLAGS.plot:
-        plotted(done).savefig(out / 'disentanglement.png', dpi=75)
+        make = functools.partial(measured, name, images, FLAGS.steps, FLAGS.seeds)
+        rows(name, settings[name], make)
+    done = rows.of(settings)
+    studies.write(out / 'disentanglement', report(done), plotted(done) if FLAGS.plot else None)
+
+
+def settings_of(image_size: int, steps: int) -> dict[str, dict]:
+    """All that each row depends on, but for seeds."""
+    shared = {'factors': SIZES, 'predicted': PREDICTED}
+    configs = {name: configured(setting, image_size, steps) for name, setting in SETTINGS.items()}
+    return {
+        name: {**shared, 'learns': SETTINGS[name].learns, **workdir.flat(config)}
+        for name, config in configs.items()
+    }
 
 
 def every_image(size: int) -> np.ndarray:

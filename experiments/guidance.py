@@ -81,11 +81,11 @@ def planned(names: list[str], scales: tuple, interval: tuple, phi: float) -> lis
 
 def run(study: Study, draws: list[Draw]) -> None:
     """Makes the rows that are not there."""
-    new = [draw for draw in draws if draw.name not in study.rows.found]
+    new = [draw for draw in draws if not study.rows.has(draw.name, draw.changes)]
     # Outside of an interval a call is not guided: there the announced is the most.
     each = (study.method(x.changes).network_calls * study.passes(x.changes) for x in new)
     study.announce(study.n * sum(each))
-    study.rows('real', study.worth.real)
+    study.real()
     for draw in new:
         told = {'mode': draw.mode, 'scale': draw.scale}
         study.row(draw.name, draw.changes, lambda told=told: told)

@@ -19,6 +19,7 @@ is usual and not what is to be met.
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from studies import Rows
 
 from gen_jax.config import create, default
 from gen_jax.metrics.modes import by_centres
+from gen_jax.runtime import workdir
 
 FLAGS = flags.FLAGS
 SAMPLES = 2500
@@ -142,21 +144,18 @@ def main() -> None:
         studies.figure(1)  # before the work, what it needs
     out = studies.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds}
-    rows = Rows(out / 'mode_collapse.json', asked)
-    rows.found = of_now(rows.found)
+    rows, settings = Rows(out / 'mode_collapse.json', asked), settings_of(FLAGS.steps)
     for name in names:
-        rows(name, lambda name=name: measured(name, out, FLAGS.steps, FLAGS.seeds))
-    done = {name: rows.found[name] for name in SETTINGS if name in rows.found}
-    text = report(done)
-    (out / 'mode_collapse.md').write_text(text)
-    print(text)
-    if FLAGS.plot:
-        plotted(done, out).savefig(out / 'mode_collapse.png', dpi=75)
+        make = partial(measured, name, out, FLAGS.steps, FLAGS.seeds)
+        rows(name, settings[name], make)
+    done = rows.of(settings)
+    studies.write(out / 'mode_collapse', report(done), plotted(done, out) if FLAGS.plot else None)
 
 
-def of_now(found: dict) -> dict:
-    """Those rows of an earlier run whose settings are still the same."""
-    return {name: row for name, row in found.items() if row.get('changes') == SETTINGS.get(name)}
+def settings_of(steps: int) -> dict[str, dict]:
+    """All that each row depends on, but for seeds."""
+    configs = {name: configured(changes, steps) for name, changes in SETTINGS.items()}
+    return {name: {'samples': SAMPLES, **workdir.flat(x)} for name, x in configs.items()}
 
 
 def configured(changes: dict, steps: int):
@@ -184,10 +183,10 @@ def configured(changes: dict, steps: int):
 
 
 def measured(name: str, out: Path, steps: int, seeds: int) -> dict:
-    """A row: setting, seconds, and of each mixture what seeds found; leaves the first's samples."""
+    """A row: seconds, and of each mixture what seeds found; leaves the first's samples."""
     begin = time.monotonic()
     samples = drawn(configured(SETTINGS[name], steps), steps, seeds)  # [mixtures, seeds, n, 2]
-    row = {'changes': SETTINGS[name], 'seconds': round(time.monotonic() - begin, 1)}
+    row = {'seconds': round(time.monotonic() - begin, 1)}
     for mixture, each in zip(MIXTURES, samples, strict=True):
         row[mixture] = worth(MIXTURES[mixture], each)
     np.save(out / f'{name}.npy', samples[:, 0])

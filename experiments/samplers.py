@@ -131,16 +131,17 @@ def main() -> None:
 
 def run(study: Study, draws: list[Draw], errors: list[Draw], near: int) -> None:
     """Makes the rows that are not there."""
-    new = [[x for x in some if x.name not in study.rows.found] for some in (draws, errors)]
+    has = study.rows.has
+    new = [[x for x in some if not has(x.name, x.changes)] for some in (draws, errors)]
     calls = [sum(draw.calls * study.passes(draw.changes) for draw in some) for some in new]
     study.announce(study.n * calls[0] + near * calls[1])
-    study.rows('real', study.worth.real)
+    study.real()
     for draw in new[0]:
-        study.row(draw.name, draw.changes, lambda draw=draw: told(study, draw))
+        study.row(draw.name, draw.changes, lambda draw=draw: told(study, draw, near))
     if new[1]:
         exact = solution(study, near)
         for draw in new[1]:
-            study.rows(draw.name, lambda draw=draw: error(study, draw, exact))
+            study.rows(draw.name, draw.changes, lambda draw=draw: error(study, draw, exact))
 
 
 def fits(study: Study, name: str) -> bool:
@@ -184,14 +185,14 @@ def steps_within(config, calls: int) -> int:
     return steps
 
 
-def told(study: Study, draw: Draw) -> dict:
+def told(study: Study, draw: Draw, near: int) -> dict:
     """What a row says of its sampler."""
-    calls = draw.calls if SETTINGS[draw.setting].calls else calls_taken(study, draw.changes)
+    calls = draw.calls if SETTINGS[draw.setting].calls else calls_taken(study, draw.changes, near)
     return {'setting': draw.setting, 'calls': calls}
 
 
-def calls_taken(study: Study, asked_for: dict) -> int:
-    """Of a batch by the adaptive solver: as many as its slowest sample needs."""
+def calls_taken(study: Study, asked_for: dict, near: int) -> int:
+    """By the adaptive solver: as many as the slowest of the first `near` samples needs."""
     drawer, config = study.drawer(asked_for), study.varied(asked_for)
     process = continuous.Model.from_config(config).process
 
@@ -204,9 +205,12 @@ def calls_taken(study: Study, asked_for: dict) -> int:
             denoise, path, keys, shape, condition['tolerance'], config.sampler.solver
         )[1]
 
-    indices = np.arange(config.sample.batch_size)
-    keys = random.sample_keys(config.seed, 'sample', jnp.asarray(indices))
-    return ode.calls(int(jnp.max(steps(keys, study.state, drawer.condition(indices)))))
+    most, size = 0, config.sample.batch_size
+    for start in range(0, near, size):
+        indices = np.resize(np.arange(start, min(start + size, near)), size)  # whole batches
+        keys = random.sample_keys(config.seed, 'sample', jnp.asarray(indices))
+        most = max(most, int(jnp.max(steps(keys, study.state, drawer.condition(indices)))))
+    return ode.calls(most)
 
 
 def noiseless(study: Study, name: str, orders: tuple) -> list[Draw]:
@@ -226,11 +230,11 @@ def noiseless(study: Study, name: str, orders: tuple) -> list[Draw]:
 
 def solution(study: Study, near: int) -> np.ndarray:
     """The images of the first `near` samples at the end of the ODE, float32 [near, h, w, c]."""
-    path = study.images / f'solution_{near}.npy'
+    asked_for = changes(study, EXACT, 0)
+    if study.misfit(asked_for):
+        asked_for = changes(study, EXACT_DISCRETE, study.config.diffusion.timesteps)
+    path = study.place(f'solution_{near}', asked_for).with_suffix('.npy')
     if not path.exists():
-        asked_for = changes(study, EXACT, 0)
-        if study.misfit(asked_for):
-            asked_for = changes(study, EXACT_DISCRETE, study.config.diffusion.timesteps)
         partial_file = path.with_name(f'.partial_{path.name}')
         np.save(partial_file, study.drawer(asked_for).floats(study.state, np.arange(near)))
         partial_file.replace(path)

@@ -304,7 +304,7 @@ class Study:
         """The numbers of a row, from the json if they are there, and what `tell` says of it."""
 
         def measure():
-            out = self.images / name
+            out = self.place(name, changes)
             out.mkdir(exist_ok=True)
             begin = time.monotonic()
             drawn = np.concatenate(list(stored(self.drawer(changes), self.state, out, self.n)))
@@ -313,7 +313,16 @@ class Study:
             print(f'{name}: {found[self.worth.distance]:.3f} after {seconds:.0f} s', flush=True)
             return {**tell(), **found}
 
-        return self.rows(name, measure)
+        return self.rows(name, changes, measure)
+
+    def real(self) -> dict:
+        """The row of real images."""
+        return self.rows('real', {'eval_split': self.config.data.eval_split}, self.worth.real)
+
+    def place(self, name: str, changes: dict) -> Path:
+        """Where what is drawn for a row with these changes lies."""
+        text = json.dumps(changes, sort_keys=True)
+        return self.images / f'{name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
     def passes(self, changes: dict) -> int:
         """How many times as long a call takes as one that is not guided: 2, told two labels."""
@@ -374,29 +383,42 @@ class Rows:
 
         Args:
           path: the file.
-          asked: all that the rows depend on, of JSON's types.
+          asked: what all rows depend on, of JSON's types.
 
         Raises:
           UserError: the file holds rows of other settings.
         """
-        self._path, self._asked, self.found = path, asked, {}
+        self._path, self._asked, self._settings, self.found = path, asked, {}, {}
         if not path.exists():
             return
-        have = workdir.read_json(path)
+        have = {'settings': {}, **workdir.read_json(path)}
+        if not all(isinstance(have.get(x), dict) for x in ('asked', 'settings', 'rows')):
+            raise UserError(f'{path} holds no rows of a study: move it away')
         for name, value in asked.items():
             if (was := have['asked'].get(name)) != value:
                 raise UserError(
                     f'{path} holds rows of other settings ({name} was {was!r}, is {value!r}): '
                     'move it away, or set that back'
                 )
-        self.found = have['rows']
+        self._settings = have['settings']
+        self.found = {name: row for name, row in have['rows'].items() if name in self._settings}
 
-    def __call__(self, name: str, make: Callable[[], dict]) -> dict:
-        """The row of that name, made where it is not there."""
-        if name not in self.found:
-            self.found[name] = make()
-            workdir.write_json(self._path, {'asked': self._asked, 'rows': self.found})
+    def __call__(self, name: str, settings: dict, make: Callable[[], dict]) -> dict:
+        """The row of that name and of these settings, made where it is not there."""
+        if not self.has(name, settings):
+            self.found[name] = workdir.finite(make())
+            self._settings[name] = workdir.finite(settings)
+            found = {'asked': self._asked, 'settings': self._settings, 'rows': self.found}
+            workdir.write_json(self._path, found)
         return self.found[name]
+
+    def has(self, name: str, settings: dict) -> bool:
+        """Whether there is a row of that name and of these settings, of JSON's types or tuples."""
+        return name in self.found and self._settings[name] == workdir.finite(settings)
+
+    def of(self, settings: dict[str, dict]) -> dict[str, dict]:
+        """{name: row} of those that are there of {name: settings}, in its order."""
+        return {name: self.found[name] for name, x in settings.items() if self.has(name, x)}
 
 
 class Worth:

@@ -1,5 +1,8 @@
 """The study of anomaly detection, on digits."""
 
+import json
+import types
+
 import anomaly
 import numpy as np
 import pytest
@@ -75,6 +78,8 @@ def test_the_table_has_means_and_the_papers_beside_all_of_fashion_mnist():
     assert '| boot | 59.0 |' in text
     assert '93.5' in text
     assert '93.5' not in report(rows, 'digits')
+    # Of other images neither names nor more than ten classes are known.
+    assert '| 11 | 50.0 |' in report({**rows, '11': rows['0']}, 'folder:/data/fashion_mnist')
     del rows['3']
     assert '93.5' not in report(rows, 'tfds:fashion_mnist')
     kind = dict.fromkeys(SCORES, 0.25) | {'bits': 1.5}
@@ -123,3 +128,39 @@ def test_images_may_have_colours(tmp_path):
     assert test[0].shape == (2, 8, 8, 3)
     row = measured(detector, 'all', train, test)
     assert set(row['noise']) == {*SCORES, 'bits'}
+
+
+def test_rows_table_and_figure_are_left_and_it_goes_on(monkeypatch, tmp_path, capsys):
+    """Without training, which has tests of its own: digits of 8x8."""
+    pytest.importorskip('matplotlib')
+    made = []
+
+    def instead(detector, name, train, test):
+        made.append(name)
+        assert train[0].shape == (1501, 8, 8, 1)
+        assert test[0].shape == (296, 8, 8, 1)
+        return dict.fromkeys(SCORES, 0.25 + int(name) / 10)
+
+    def run(*rows, **changes):
+        asked = {'source': 'digits', 'size': 8, 'channels': 1, 'steps': 2, 'samples': 1}
+        asked |= {'rows': rows, 'plot': True, 'out': str(tmp_path), **changes}
+        monkeypatch.setattr(anomaly, 'FLAGS', types.SimpleNamespace(**asked))
+        made.clear()
+        anomaly.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(anomaly, 'measured', instead)
+    assert '| 3 | 55.0 |' in run('3')
+    out = run('1', '3')
+    assert made == ['1']
+    assert '| mean of 2 | 45.0 |' in out
+    path = tmp_path / 'anomaly.json'
+    assert list(json.loads(path.read_text())['rows']) == ['3', '1']
+    assert path.with_suffix('.md').read_text() == out.removesuffix('\n')
+    assert path.with_suffix('.png').stat().st_size > 1000
+    with pytest.raises(UserError, match='steps was 2, is 3'):
+        run('3', steps=3)
+    monkeypatch.setattr(anomaly, 'BATCH', 64)
+    out = run('3')
+    assert made == ['3']
+    assert 'mean of' not in out  # the other row is of another batch

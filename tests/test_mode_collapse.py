@@ -168,10 +168,20 @@ def test_the_table_has_means_deviations_and_the_papers_rows():
     assert len({line.count('|') for line in lines}) == 1
 
 
-def test_rows_of_changed_settings_are_made_again():
-    kept = {'changes': SETTINGS['hinge'], 'seconds': 1}
-    found = {'hinge': kept, 'r1': {'changes': {'gan.penalty': 'r1'}}, 'minimax': {'seconds': 1}}
-    assert mode_collapse.of_now(json.loads(json.dumps(found))) == {'hinge': kept}
+def test_a_row_depends_on_all_that_its_runs_are_told(monkeypatch):
+    before = mode_collapse.settings_of(STEPS)
+    assert list(before) == list(SETTINGS)
+    configs = mode_collapse.configured
+    for name, value in (
+        ('BATCH', 8),
+        ('SAMPLES', 41),
+        ('configured', lambda changes, steps: configs({'ema_decay': 0.5, **changes}, steps)),
+        ('SETTINGS', {name: {**x, 'gan.augment': ('color',)} for name, x in SETTINGS.items()}),
+    ):
+        with monkeypatch.context() as other:
+            other.setattr(mode_collapse, name, value)
+            after = mode_collapse.settings_of(STEPS)
+        assert all(after[name] != before[name] for name in SETTINGS)
 
 
 def test_papers_rows_stand_below_settings_that_exist():

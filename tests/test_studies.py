@@ -3,13 +3,16 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import guidance
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers
@@ -178,10 +181,47 @@ def test_rows_are_made_once_and_belong_to_their_settings(tmp_path):
 
     for _ in range(2):
         rows = studies.Rows(path, {'n': 8})
-        assert rows('a', make) == {'value': 1}
-    assert rows('b', make) == {'value': 2}
+        assert rows('a', {'widths': (4, 4)}, make) == {'value': 1}
+    assert rows('b', {}, make) == {'value': 2}
+    assert studies.Rows(path, {'n': 8})('a', {'widths': (4, 5)}, make) == {'value': 3}
+    rows = studies.Rows(path, {'n': 8})
+    assert not rows.has('a', {'widths': (4, 4)})
+    assert rows.of({'b': {}, 'a': {'widths': (4, 4)}, 'c': {}}) == {'b': {'value': 2}}
     with pytest.raises(UserError, match='n was 8, is 9'):
         studies.Rows(path, {'n': 9})
+
+
+def test_a_row_reads_the_same_when_it_is_made_and_later(tmp_path):
+    path, row = tmp_path / 'rows.json', {'error': math.inf, 'points': (1, math.nan)}
+    made = studies.Rows(path, {})('a', {}, lambda: row)
+    assert made == studies.Rows(path, {}).found['a'] == {'error': None, 'points': [1, None]}
+
+
+def test_rows_that_do_not_say_their_settings_are_made_again(tmp_path):
+    path = tmp_path / 'rows.json'
+    path.write_text(json.dumps({'asked': {}, 'rows': {'a': {'value': 1}}}))
+    rows = studies.Rows(path, {})
+    assert rows.found == {}
+    assert rows('a', {}, lambda: {'value': 2}) == {'value': 2}
+
+
+@pytest.mark.parametrize('holds', [{'a': 1}, {'asked': {}, 'rows': []}])
+def test_a_file_of_something_else_is_told(tmp_path, holds):
+    path = tmp_path / 'rows.json'
+    path.write_text(json.dumps(holds))
+    with pytest.raises(UserError, match=r'rows\.json holds no rows of a study: move it away'):
+        studies.Rows(path, {})
+
+
+def test_where_results_cannot_lie_is_told(tmp_path):
+    (tmp_path / 'file').touch()
+    for path in ('file', 'file/inside'):
+        with pytest.raises(UserError, match='expected a folder'):
+            studies.folder(str(tmp_path / path))
+    for path in ('.', 'none/file'):
+        with pytest.raises(UserError, match='expected a file in a folder that is there'):
+            studies.file(str(tmp_path / path))
+    assert studies.file(str(tmp_path / 'file')) == tmp_path / 'file'
 
 
 def test_unknown_rows_are_named():
@@ -235,6 +275,76 @@ def test_guided_calls_count_twice():
     assert announced == [10 * (2 + 1 + 2) * 5, 10 * 2 * 4]
 
 
+def test_real_images_are_measured_again_where_their_split_is_another(trained, monkeypatch):
+    monkeypatch.setattr(studies.Worth, 'real', lambda worth: {'n': len(worth._reference.held_out)})
+    for split, n in (('test', 296), ('all', 1797), ('test', 296)):
+        config = small(**{'data.eval_split': split})
+        assert studies.Study(config, trained, 'real', N).real() == {'n': n}
+
+
+def test_a_row_of_other_settings_is_drawn_and_measured_again(study, monkeypatch):
+    """By images that are as bright as their number of steps; nothing is drawn twice."""
+    drawn = []
+
+    def sample(drawer, state, indices):
+        drawn.append(steps := drawer.config.sample.knobs.steps)
+        return np.full((len(indices), 8, 8, 1), steps, np.uint8)
+
+    def worth(worth, images):
+        return {worth.distance: float(images.mean())}
+
+    monkeypatch.setattr(studies.Drawer, 'sample', sample)
+    monkeypatch.setattr(studies.Worth, '__call__', worth)
+    for steps in (3, 5, 3):
+        row = study.row('a', {'sample.knobs.steps': steps}, dict)
+        assert row == {'fid_digits': steps}
+    assert drawn == [3, 5]
+    assert len(study.rows.found) == 1
+
+
+def test_values_that_are_not_finite_are_black_and_told(study, monkeypatch, capsys):
+    images = np.zeros((3, 8, 8, 1))
+    images[0, 0, 0], images[0, 0, 1], images[2, 1, 1] = np.nan, -np.inf, np.inf
+    monkeypatch.setattr(studies.Drawer, 'floats', lambda drawer, state, indices: images)
+    found = study.drawer({}).sample(None, np.arange(3))
+    assert '2 of 3 samples hold values that are not finite' in capsys.readouterr().out
+    assert [found[0, 0, 0, 0], found[0, 0, 1, 0], found[2, 1, 1, 0]] == [0, 0, 0]
+    assert found[1].min() > 100
+
+
+def test_calls_of_the_adaptive_sampler_depend_on_no_batch_size(trained, study, monkeypatch):
+    """Where a sample's steps are its own: of the first 13 samples the most, whatever a batch is."""
+
+    def solved(denoise, path, keys, *rest):
+        return None, jax.random.key_data(keys)[:, 0] % 97
+
+    monkeypatch.setattr(samplers.ode, 'sample', solved)
+    keys = samplers.random.sample_keys(0, 'sample', jnp.arange(13))
+    want = 6 * int((np.asarray(jax.random.key_data(keys))[:, 0] % 97).max()) + 2
+    asked = samplers.changes(study, samplers.SETTINGS['adaptive_1e-2'], 0)
+    for size in (2, 5, 13, 20):
+        study.config.sample.batch_size = size
+        study._drawers.clear()
+        assert samplers.calls_taken(study, asked, 13) == want
+
+
+def test_the_flag_of_guidance_rules_and_says_so(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(studies, 'numbers', lambda name: ())
+    monkeypatch.setattr(
+        studies, 'opened', lambda name, config, **told: seen.append(config) or 1 / 0
+    )
+    for asked in (2.5, 1.0):
+        config = small(**{'sample.knobs.guidance': asked})
+        told = types.SimpleNamespace(config=config, guidance=1.0, rows=[], plot=False, near=4)
+        monkeypatch.setattr(samplers, 'FLAGS', told)
+        with pytest.raises(ZeroDivisionError):
+            samplers.main()
+        out = capsys.readouterr().out
+        assert seen[-1].sample.knobs.guidance == 1
+        assert ("guidance is 1, by --guidance, and not the config's 2.5" in out) == (asked == 2.5)
+
+
 @functools.cache
 def extractor():
     return open_extractor('digits', roles=('pool', 'logits'))
@@ -252,7 +362,7 @@ def test_a_row_holds_the_samples_of_its_config_and_their_worth(study, trained, s
     changes = {'sampler.name': 'ddim', 'sample.knobs.steps': 3, 'sample.knobs.guidance': scale}
     row = study.row(f'ddim_{scale}', changes, lambda: {'calls': 3})
     expected = by_hand(small(**changes), trained).astype(int)
-    parts = [np.load(path) for path in (study.images / f'ddim_{scale}').glob('part_*.npy')]
+    parts = [np.load(path) for path in study.images.glob(f'ddim_{scale}_*/part_*.npy')]
     np.testing.assert_array_equal(np.concatenate(parts), expected)
     real, seen = features('train')['pool'], extractor()(np.concatenate(parts))
     assert row['calls'] == 3
