@@ -352,3 +352,51 @@ def test_the_table_of_papers_is_gone_on_with():
     fitting = [{'batch_size': 64}, {'mesh.data': 1, 'mesh.fsdp': 8}]
     expected = '20.0 of 15.8: batch_size=64 or mesh.data=1, mesh.fsdp=8 fits'
     assert plan_scaling.gib({**full, 'fitting': fitting}) == expected
+
+
+def test_a_table_replaces_that_of_its_name_alone(monkeypatch, tmp_path):
+    page = tmp_path / 'plan.md'
+    one, other = (f'<!-- {x} -->\n| a |\n|---|\n| 1 |\n<!-- /{x} -->\n' for x in ('weak', 'fsdp'))
+    page.write_text(f'before\n{one}between\n{other}after\n')
+    monkeypatch.setattr(plan_scaling, 'FLAGS', types.SimpleNamespace(out=str(page)))
+    plan_scaling.replace('fsdp', [('x', 'y'), ('1', r'\g<1>')])
+    table = '<!-- fsdp -->\n| x | y |\n|---|---|\n| 1 | \\g<1> |\n<!-- /fsdp -->\n'
+    assert page.read_text() == f'before\n{one}between\n{table}after\n'
+
+
+@pytest.fixture
+def interpreter(monkeypatch, tmp_path):
+    """Instead of Python a line of shell: interpreter(line)."""
+
+    def become(line):
+        path = tmp_path / 'python'
+        path.write_text(f'#!/bin/sh\n{line}\n')
+        path.chmod(0o700)
+        monkeypatch.setattr(plan_scaling.sys, 'executable', str(path))
+
+    return become
+
+
+def test_a_row_is_what_the_planning_process_leaves(interpreter, tmp_path):
+    memory = {'memory': {'total': topology.GIB}}
+    found = tmp_path / 'found.json'
+    copied = f'for x; do case $x in --workdir=*) cp {found} "${{x#*=}}/plan.json";; esac; done'
+    interpreter(copied)
+    found.write_text(json.dumps([{'train_step': memory, 'train_images_per_second': 1234.5}]))
+    row = plan_scaling.planned('first_stage_256', 'v4:2x2x1')
+    assert row == ('first_stage_256', 'v4:2x2x1', '1.00', 'draws nothing', '1,234')
+    found.write_text(json.dumps([{'train_step': memory, 'sample_step': memory}]))
+    assert plan_scaling.planned('a', 'b') == ('a', 'b', '1.00', '1.00', '-')
+
+
+def test_only_a_compilers_own_fault_is_a_row(interpreter):
+    for name in ('SEGV', 'ABRT'):
+        interpreter(f'kill -{name} $$')
+        row = plan_scaling.planned('a', 'b')
+        assert row == ('a', 'b', f'libtpu ends in SIG{name}', '-', '-')
+    interpreter('echo no such config >&2; exit 2')
+    with pytest.raises(SystemExit, match='a on b, exit 2: no such config'):
+        plan_scaling.planned('a', 'b')
+    interpreter('kill -KILL $$')
+    with pytest.raises(SystemExit, match='exit -9'):
+        plan_scaling.planned('a', 'b')
