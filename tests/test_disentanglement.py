@@ -65,6 +65,16 @@ def test_strengths_weigh_the_total_correlation_alike():
     assert config('beta_tcvae_4').vae.data_size == 11_520
 
 
+def test_rows_depend_on_different_settings(monkeypatch):
+    before = disentanglement.settings_of(8, STEPS)
+    assert len({json.dumps(x) for x in before.values()}) == len(SETTINGS)
+    for name in ('BATCH', 'PREDICTED'):
+        with monkeypatch.context() as other:
+            other.setattr(disentanglement, name, 32)
+            after = disentanglement.settings_of(8, STEPS)
+        assert all(after[name] != before[name] for name in SETTINGS)
+
+
 def test_every_model_learns_from_as_many_images():
     halves = {name: configured(SETTINGS[name], 8, STEPS).batch_size for name in SETTINGS}
     assert {n / (2 if 'factor' in name else 1) for name, n in halves.items()} == {64}
