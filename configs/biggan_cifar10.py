@@ -10,7 +10,8 @@ Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_g
 StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
 statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
 the last, in float32, with running statistics of the averaged generator
-(--config.sample.standing=N: standing ones, as the paper's too), and enlarged by FID's own filter.
+(--config.sample.standing=N: standing ones, as the paper's too), and enlarged by FID's own filter
+(--config.eval.resize=studiogan: by theirs).
 
 Variants:
   authors: the authors' script for CIFAR-10 (github.com/ajbrock/BigGAN-PyTorch at 9845943):

@@ -12,7 +12,7 @@ Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_g
 StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
 statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
 the last, in float32, with running statistics (--config.sample.standing=N: standing ones), and
-enlarged by FID's own filter.
+enlarged by FID's own filter (--config.eval.resize=studiogan: by theirs).
 
 Variants:
   unconditional: without labels; the paper has FID 21.7, Inception score 8.22.

@@ -10,7 +10,7 @@ Networks: 20,215,315 and 23,089,664 parameters.
 StudioGAN: FID 3.78, Inception score 10.17 in its benchmark, 3.69, 10.28 in its comparison with
 papers. They are of its best checkpoint, trained in mixed precision, and of images that Pillow's
 bilinear filter enlarges for Inception. Here samples are of the last, in float32, enlarged by FID's
-own filter.
+own filter (--config.eval.resize=studiogan: by theirs).
 Ours: not trained here. Networks and penalties agree with the authors'
 (tests/parity/test_stylegan2.py).
 What differs: the authors' generator has beta_2 = 0.99 ** 0.8 = 0.992, here 0.99, for steps of path

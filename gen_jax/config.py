@@ -175,7 +175,7 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'metrics': ('per_example',),
                 'network': 'inception',  # that samples are seen through; or digits, fashion_mnist
                 'weights': '',  # its file; '': the cache, or a download
-                'resize': 'tf1',  # how images reach Inception's size: tf1, pytorch_fid, clean
+                'resize': 'tf1',  # to Inception's size: tf1, pytorch_fid, clean, studiogan
                 'dims': 2048,  # which of Inception's features: 2048, 768, 192, 64
                 'reference': '',  # the real images: a split ('': data.split), or an .npz
                 'n': 50_000,  # samples to judge

@@ -9,7 +9,7 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('cleanfid')
 pytest.importorskip('torch_fidelity')
 
-from cleanfid.resize import build_resizer  # noqa: E402
+from cleanfid.resize import build_resizer, make_resizer  # noqa: E402
 from torch_fidelity.interpolate_compat_tensorflow import (  # noqa: E402
     interpolate_bilinear_2d_like_tensorflow1x,
 )
@@ -78,3 +78,14 @@ def test_clean_is_clean_fid(shape):
     np.testing.assert_array_equal(resize.clean(x), theirs)
     ours = resize.RESIZES['clean'].prepare(x)
     np.testing.assert_allclose(ours, (theirs - 128) / 128, rtol=0, atol=1e-6)
+
+
+@shapes
+def test_studiogan_is_clean_fids_resizer_with_a_bilinear_filter(shape):
+    """StudioGAN (src/utils/resize.py) took it from there; it scales by (x / 255 - 0.5) / 0.5."""
+    x = pixels(shape)
+    resizer = make_resizer('PIL', False, 'bilinear', (299, 299))
+    theirs = np.stack([resizer(np.repeat(y, 3 // shape[3], 2)) for y in x])
+    np.testing.assert_array_equal(resize.studiogan(x), theirs)
+    ours = resize.RESIZES['studiogan'].prepare(x)
+    np.testing.assert_allclose(ours, (theirs / 255 - 0.5) / 0.5, rtol=0, atol=1e-6)

@@ -101,7 +101,7 @@ def open_extractor(
     Args:
       network: 'inception', or a shipped classifier: 'digits', 'fashion_mnist'.
       weights: Inception's file, or a classifier's own; '': the cache or a download, or the shipped.
-      resize_name: for Inception: 'tf1', 'pytorch_fid' or 'clean' (see `resize`).
+      resize_name: for Inception: a name in `resize.RESIZES`.
       roles: what is wanted, of 'pool', 'spatial' (Inception only) and 'logits'.
       dims: which of Inception's features are the pool: 2048, 768, 192 or 64.
       batch_size: see `Extractor`; 0: what is fastest here.

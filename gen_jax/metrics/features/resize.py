@@ -78,10 +78,12 @@ def clean(images: np.ndarray) -> np.ndarray:
     Runs on the host, threaded over images. Values that overshoot are clipped to 0..255, none is
     rounded. Takes, returns and raises as `tf1` does, with numpy arrays.
     """
-    check(images)
-    images = np.asarray(images, np.float32)
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(_bicubic, images)))
+    return _by_pil(images, Image.Resampling.BICUBIC).clip(0, 255)
+
+
+def studiogan(images: np.ndarray) -> np.ndarray:
+    """StudioGAN's "friendly" one for the Inception of FID: as `clean`, by PIL's bilinear filter."""
+    return _by_pil(images, Image.Resampling.BILINEAR)
 
 
 def check(images) -> None:
@@ -119,11 +121,17 @@ def _bilinear(images: jax.Array, position: Callable) -> jax.Array:
     return jnp.broadcast_to(x, (*x.shape[:3], 3))
 
 
-def _bicubic(image: np.ndarray) -> np.ndarray:
-    """float32 [h, w, c] -> float32 [299, 299, 3]."""
-    channels = [Image.fromarray(image[..., c]) for c in range(image.shape[2])]
-    resized = [np.asarray(x.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for x in channels]
-    return np.stack(resized * (3 // len(resized)), -1).clip(0, 255)
+def _by_pil(images: np.ndarray, how: Image.Resampling) -> np.ndarray:
+    """[b, h, w, c] -> float32 [b, 299, 299, 3], threaded over images."""
+    check(images)
+
+    def one(image):
+        channels = [Image.fromarray(image[..., c]) for c in range(image.shape[2])]
+        resized = [np.asarray(x.resize((SIZE, SIZE), how)) for x in channels]
+        return np.stack(resized * (3 // len(resized)), -1)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(one, np.asarray(images, np.float32))))
 
 
 def _centre(x):
@@ -131,8 +139,14 @@ def _centre(x):
     return (x - 128) / 128
 
 
+def _spread(x):
+    """PyTorch users' scaling: 255 becomes 1."""
+    return 2 * (x / 255) - 1
+
+
 RESIZES = {
     'tf1': Resize(lambda images: _centre(tf1(images))),
-    'pytorch_fid': Resize(lambda images: 2 * (pytorch_fid(images) / 255) - 1),
+    'pytorch_fid': Resize(lambda images: _spread(pytorch_fid(images))),
     'clean': Resize(_centre, clean),
+    'studiogan': Resize(_spread, studiogan),
 }

@@ -7,7 +7,8 @@ import pytest
 from gen_jax.errors import UserError
 from gen_jax.metrics.features import resize
 
-FUNCTIONS = {'tf1': resize.tf1, 'pytorch_fid': resize.pytorch_fid, 'clean': resize.clean}
+FUNCTIONS = {name: getattr(resize, name) for name in resize.RESIZES}
+BY_PIL = ('clean', 'studiogan')
 every = pytest.mark.parametrize('function', FUNCTIONS.values(), ids=FUNCTIONS)
 
 
@@ -29,6 +30,8 @@ def test_bilinear_positions(width):
     np.testing.assert_allclose(out[0, 17, :, 1], np.minimum(10 * i * scale, last), atol=1e-4)
     out = resize.pytorch_fid(ramp(5, width))
     expected = np.clip(10 * ((i + 0.5) * scale - 0.5), 0, last)
+    np.testing.assert_allclose(out[0, 17, :, 1], expected, atol=1e-4)
+    out = resize.studiogan(ramp(5, width))
     np.testing.assert_allclose(out[0, 17, :, 1], expected, atol=1e-4)
 
 
@@ -69,13 +72,14 @@ def test_uint8_and_float_agree_and_images_do_not_mix(function):
     np.testing.assert_array_equal(out[1:2], function(x[1:2].astype(np.float32)))
 
 
-def test_only_clean_smooths():
+def test_pil_smooths_and_others_do_not():
     """Every fourth column white, at four times the size: each output has one value throughout."""
     stripes = np.zeros((1, 4, 4 * 299, 1), np.uint8)
     stripes[:, :, ::4] = 255
     np.testing.assert_array_equal(resize.tf1(stripes), 255)  # takes column 4 i
     np.testing.assert_array_equal(resize.pytorch_fid(stripes), 0)  # between 4 i + 1 and 4 i + 2
-    np.testing.assert_allclose(resize.clean(stripes)[:, :, 3:-3], 255 / 4, rtol=1e-3)
+    for name in BY_PIL:
+        np.testing.assert_allclose(FUNCTIONS[name](stripes)[:, :, 3:-3], 255 / 4, rtol=1e-3)
 
 
 def test_clean_clips_but_does_not_round():
@@ -88,7 +92,8 @@ def test_clean_clips_but_does_not_round():
 
 
 @pytest.mark.parametrize(
-    ('name', 'white'), [('tf1', 127 / 128), ('pytorch_fid', 1.0), ('clean', 127 / 128)]
+    ('name', 'white'),
+    [('tf1', 127 / 128), ('pytorch_fid', 1.0), ('clean', 127 / 128), ('studiogan', 1.0)],
 )
 def test_prepare_scales(name, white):
     entry = resize.RESIZES[name]
@@ -105,7 +110,7 @@ def test_prepare_scales(name, white):
 @pytest.mark.parametrize('name', resize.RESIZES)
 def test_device_part_compiles(name):
     host, x = resize.RESIZES[name].host, pixels(1, 64, 48, 3)
-    assert (host is None) == (name != 'clean')
+    assert (host is None) == (name not in BY_PIL)
     given = host(x) if host else x
     out = jax.jit(resize.RESIZES[name].device)(given)
     np.testing.assert_allclose(out, resize.RESIZES[name].prepare(x), atol=1e-6)
