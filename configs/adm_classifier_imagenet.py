@@ -16,10 +16,8 @@ scripts, the rest we could not look up:
 Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accuracy` and the
 `cross_entropy` (nats) of the validation images, noised to times drawn evenly. Chance: 0.1%, 6.9.
 
-Data: as configs/adm_imagenet.py says; half are mirrored.
-
-Difference: the authors crop at random places, to 0.8 to 1 of the shorter side; here images are
-cropped to their middle.
+Data: as configs/adm_imagenet.py says; half are mirrored, and of each at least 0.8 of the shorter
+side is shown, cropped at random.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_adm_unet.py), and
 gen_jax/interop/adm.py reads their weights.
 
@@ -44,6 +42,7 @@ def get_config(variant: str = ''):
     config.data.channels = 3
     config.data.num_classes = 1000
     config.data.flip = True
+    config.data.crop = 0.8
     config.data.threads = 16
 
     config.model.channels = 128
@@ -83,6 +82,7 @@ def get_config(variant: str = ''):
             'data.eval_split': 'test',
             'data.image_size': 8,
             'data.num_classes': 10,
+            'data.crop': 1.0,
             'model.channels': 8,
             'model.multipliers': (1, 2),
             'model.blocks': 1,

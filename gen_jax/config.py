@@ -114,6 +114,7 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
                 'channels': 1,
                 'num_classes': 0,  # labels are 0 .. num_classes-1; 0: labels are not used
                 'fit': 'resize',  # how other sizes become image_size: resize (then crop), pad
+                'crop': 1.0,  # least share of a side that is cut out at random; 1: the middle
                 'flip': False,  # mirror half of the training images
                 'tfds_dir': '',  # where TFDS keeps its files; '': its own default
                 'threads': 2,  # reader threads of a process
@@ -277,6 +278,9 @@ def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> 
         require(data[field] >= 1, f'data.{field}', data[field], 'a whole number of at least 1')
     require(data.num_classes >= 0, 'data.num_classes', data.num_classes, '0 or more')
     require(data.fit in ('resize', 'pad'), 'data.fit', data.fit, "'resize' or 'pad'")
+    require(0 < data.crop <= 1, 'data.crop', data.crop, 'above 0, at most 1')
+    expected = "1 where config.data.fit='pad', which crops nothing"
+    require(data.crop == 1 or data.fit == 'resize', 'data.crop', data.crop, expected)
     for field in ('n', 'batch_size', 'grid'):
         require(sample[field] >= 1, f'sample.{field}', sample[field], 'a whole number >= 1')
     require(sample.format in ('png', 'npz'), 'sample.format', sample.format, "'png' or 'npz'")

@@ -144,6 +144,8 @@ def test_a_field_set_to_another_type_is_refused_where_it_happens():
         ('optimizer.b1', 1.0),
         ('optimizer.b2', NAN),
         ('optimizer.eps', 0.0),
+        ('data.crop', 0.0),
+        ('data.crop', 1.1),
         ('optimizer.decay', 'step'),
         ('optimizer.decay_steps', -1),
         ('eval.n', 1),
@@ -170,6 +172,13 @@ def test_a_malformed_choice_of_the_best_checkpoint_is_told(best):
     validate(config)
     config.eval.best = best
     with pytest.raises(UserError, match=f"config.eval.best='{best}': expected 'lowest NAME'"):
+        validate(config)
+
+
+def test_what_is_padded_is_not_cropped():
+    config = default('diffusion.gaussian')
+    config.data.update(fit='pad', crop=0.9)
+    with pytest.raises(UserError, match=r"config\.data\.crop=0\.9: expected 1 where .*fit='pad'"):
         validate(config)
 
 

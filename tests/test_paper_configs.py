@@ -208,6 +208,7 @@ NOISED = ADM | {
     'diffusion.timesteps': 1000,
     'diffusion.told': 'time',
     'data.flip': True,
+    'data.crop': 0.8,  # min_crop_frac
     'optimizer.b1': 0.9,
     'optimizer.b2': 0.999,
     'optimizer.warmup': 0,

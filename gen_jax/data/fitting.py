@@ -1,6 +1,8 @@
 """Bringing any image to the one size and channel count that a config asks for."""
 
 import io
+import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -57,6 +59,42 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         white = Image.new('RGBA', image.size, 'white')
         return Image.alpha_composite(white, image)
     return image
+
+
+class Crop(NamedTuple):
+    """A part of an image, drawn at random: three numbers in [0, 1).
+
+    Attributes:
+      share: which of the sizes that its shorter side may have.
+      top, left: where the part lies.
+    """
+
+    share: float
+    top: float
+    left: float
+
+
+def crop_image(image: np.ndarray, size: int, least: float, crop: Crop) -> np.ndarray:
+    """A square of at least a share `least` of an image's shorter side, `size` pixels a side.
+
+    Dhariwal and Nichol 2021 (guided-diffusion's `random_crop_arr`): the shorter side becomes any of
+    `size` to ceil(size / least) pixels, scaled as by `fit_image`, and what is cut out of it may lie
+    anywhere.
+
+    Args:
+      image: uint8 [h, w, c], c 1 or 3.
+      size: pixels.
+      least: above 0, at most 1.
+      crop: chooses among these.
+
+    Returns:
+      uint8 [size, size, c].
+    """
+    sizes = math.ceil(size / least) - size + 1
+    image = _scale(image, (size + int(crop.share * sizes)) / min(image.shape[:2]))
+    h, w, _ = image.shape
+    top, left = int(crop.top * (h - size + 1)), int(crop.left * (w - size + 1))
+    return image[top : top + size, left : left + size]
 
 
 def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:

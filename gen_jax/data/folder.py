@@ -57,9 +57,19 @@ class Folder:
         return len(self._items)
 
     def __getitem__(self, i: int) -> dict:
-        path, label = self._items[i]
-        image = fitting.decode(path, path, self._channels)
+        image, label = self._decoded(i)
         return {'image': fitting.fit_image(image, self._size, self._fit), 'label': label}
+
+    def cropped(self, indices, least: float, crops) -> list[dict]:
+        """Examples of which a part is shown (see `fitting.crop_image`)."""
+        return [
+            {'image': fitting.crop_image(image, self._size, least, crop), 'label': label}
+            for (image, label), crop in zip(map(self._decoded, indices), crops, strict=True)
+        ]
+
+    def _decoded(self, i: int) -> tuple[np.ndarray, int]:
+        path, label = self._items[i]
+        return fitting.decode(path, path, self._channels), label
 
     def labels(self) -> np.ndarray:
         """Those of all images; none is read."""

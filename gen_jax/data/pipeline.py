@@ -1,11 +1,12 @@
 """From a source to batches of arrays: the same batches for any number of processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
 
+from gen_jax.data import fitting
 from gen_jax.data.sources import Source, read
 from gen_jax.errors import UserError
 
@@ -75,7 +76,8 @@ def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> Ba
     The order of examples is a function of (seed, epoch): every epoch has each example once, in an
     order of its own, and a batch may straddle two. Global batch k is the same for any number of
     processes. With `data.flip`, half of the examples are mirrored, with all their fields that have
-    the image's height and width.
+    the image's height and width; with `data.crop` below 1 a part of each is shown, another one in
+    each epoch (see `fitting.crop_image`).
 
     Args:
       config: `seed`, `batch_size` (global) and `data`.
@@ -94,8 +96,14 @@ def train_iterator(config, source: Source, rows: np.ndarray | None = None) -> Ba
 
     def load(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Drawn for the global batch, so that it does not matter how it is divided.
-        flip = rng.random(len(indices)) < 0.5 if data.flip else np.zeros(len(indices), bool)
-        return _flipped(_load(source, indices[local], data.num_classes), flip[local])
+        n, mine = len(indices), indices[local]
+        flip = rng.random(n) < 0.5 if data.flip else np.zeros(n, bool)
+        if data.crop < 1:
+            crops = [fitting.Crop(*numbers) for numbers in rng.random((n, 3))[local]]
+            examples = source.cropped(mine, data.crop, crops)
+        else:
+            examples = read(source, mine)
+        return _flipped(_batch(examples, mine, data.num_classes), flip[local])
 
     batches = (
         grain.MapDataset.range(len(source))
@@ -133,12 +141,12 @@ def evaluation_batches(
     for start in range(0, len(source), batch_size):
         indices = start + local
         real = indices < len(source)
-        batch = _load(source, np.minimum(indices, len(source) - 1), config.data.num_classes)
+        indices = np.minimum(indices, len(source) - 1)
+        batch = _batch(read(source, indices), indices, config.data.num_classes)
         yield {**batch, 'mask': real.astype(np.float32)}
 
 
-def _load(source: Source, indices: Sequence[int], num_classes: int) -> dict[str, np.ndarray]:
-    examples = read(source, indices)
+def _batch(examples: list[dict], indices: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     labels = np.zeros(len(indices), np.int32)
     if num_classes:
         labels[:] = [example['label'] for example in examples]

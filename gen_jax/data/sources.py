@@ -5,8 +5,9 @@ A source is anything with
   __getitem__(i): example i, a dict of `image` uint8 [h, w, c], `label` int, and what else it has;
   num_classes: labels are 0 .. num_classes-1; 0 where it has none.
 It may have `__getitems__(indices) -> [example, ...]` where reading together is quicker, and
-`labels() -> int [n]` where these are to be had without images. Examples depend on i alone; sources
-can be pickled, and read by many threads at once.
+`labels() -> int [n]` where these are to be had without images. Examples depend on i alone; of those
+that `cropped(indices, least, crops) -> [example, ...]` gives, where images are larger, parts are
+shown (see `fitting.crop_image`). Sources can be pickled, and read by many threads at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -88,8 +89,8 @@ def open_source(data, split: str) -> Source:
       split: 'train', 'test', or what the source itself calls its parts.
 
     Raises:
-      UserError: no such source or split, a split without examples, missing or broken files, or
-        channels or classes other than the source's.
+      UserError: no such source or split, a split without examples, missing or broken files,
+        channels or classes other than the source's, or `crop` of a source that cannot.
     """
     kind, _, name = data.source.partition(':')
     known = ('digits', 'shapes', 'sprites', 'tfds:NAME', 'folder:PATH')
@@ -116,6 +117,11 @@ def open_source(data, split: str) -> Source:
         _check_channels(data, tfds_source.channels(builder))
         source = tfds_source.Tfds(builder, split, data.image_size, data.channels, data.fit)
     _check_classes(data, source.num_classes)
+    if data.crop < 1 and not hasattr(source, 'cropped'):
+        raise UserError(
+            f'{data.source} has no larger images to crop, but config.data.crop={data.crop}: '
+            'set it to 1, or take tfds:NAME or folder:PATH'
+        )
     if not len(source):
         raise UserError(f'{data.source} {split!r} has no examples: choose another split')
     return source

@@ -7,6 +7,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -61,9 +62,17 @@ class Tfds:
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices) -> list[dict]:
-        indices = [int(i) for i in indices]
-        records = self._read(indices)
-        return [self._example(i, record) for i, record in zip(indices, records, strict=True)]
+        return [
+            {'image': fitting.fit_image(image, self._size, self._fit), 'label': label}
+            for image, label in self._decoded(indices)
+        ]
+
+    def cropped(self, indices, least: float, crops) -> list[dict]:
+        """Examples of which a part is shown (see `fitting.crop_image`)."""
+        return [
+            {'image': fitting.crop_image(image, self._size, least, crop), 'label': label}
+            for (image, label), crop in zip(self._decoded(indices), crops, strict=True)
+        ]
 
     def labels(self) -> np.ndarray:
         """Those of all examples; no image is decoded."""
@@ -85,12 +94,11 @@ class Tfds:
                 'are damaged, delete that folder: it is prepared anew'
             ) from error
 
-    def _example(self, i: int, record: dict) -> dict:
-        image = fitting.decode(record['image'], f'{self._name} example {i}', self._channels)
-        return {
-            'image': fitting.fit_image(image, self._size, self._fit),
-            'label': int(record['label']) if self.num_classes else 0,
-        }
+    def _decoded(self, indices) -> Iterator[tuple[np.ndarray, int]]:
+        indices = [int(i) for i in indices]
+        for i, record in zip(indices, self._read(indices), strict=True):
+            image = fitting.decode(record['image'], f'{self._name} example {i}', self._channels)
+            yield image, int(record['label']) if self.num_classes else 0
 
 
 def channels(builder) -> int | None:

@@ -5,8 +5,7 @@ cross-entropy on x_t = alpha_t x_0 + sigma_t eps at times drawn uniformly from t
 `diffusion.gaussian`. A run of this method is what `config.guide.workdir` of such a model may name.
 
 As in the authors' code (github.com/openai/guided-diffusion, scripts/classifier_train.py): Adam with
-decoupled weight decay, and no moving average. Theirs crops at random; here images are cropped to
-their middle.
+decoupled weight decay, and no moving average. It crops images at random (`data.crop`).
 """
 
 import jax

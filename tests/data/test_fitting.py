@@ -134,3 +134,30 @@ def test_the_right_size_is_returned_as_it_is():
     image = np.ones((5, 5, 1), np.uint8)
     assert fitting.fit_image(image, 5, 'resize') is image
     assert fitting.fit_image(image, 5, 'pad') is image
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3])
+def test_a_crop_of_the_whole_side_is_what_is_fitted(share):
+    image = np.random.default_rng(0).integers(0, 256, (10, 16, 3), np.uint8)
+    # Of sizes 8, 9 and 10 the first; 13 pixels wide, so that the middle is at 2 of 0 to 5.
+    crop = fitting.Crop(share, 0.9, 2 / 6)
+    cropped = fitting.crop_image(image, 8, 0.8, crop)
+    np.testing.assert_array_equal(cropped, fitting.fit_image(image, 8, 'resize'))
+
+
+def test_a_crop_lies_anywhere_in_any_of_the_sizes():
+    image = np.random.default_rng(0).integers(0, 256, (10, 16, 1), np.uint8)
+    # Of 8 to ceil(8 / 0.8) = 10 the last, at which nothing is scaled.
+    for top in range(3):
+        for left in range(9):
+            crop = fitting.Crop(0.99, (top + 0.5) / 3, (left + 0.5) / 9)
+            cropped = fitting.crop_image(image, 8, 0.8, crop)
+            np.testing.assert_array_equal(cropped, image[top : top + 8, left : left + 8])
+    last = fitting.Crop(*[1 - 2**-53] * 3)
+    np.testing.assert_array_equal(fitting.crop_image(image, 8, 0.8, last), image[2:, 8:])
+    assert fitting.crop_image(image, 8, 0.8, fitting.Crop(0.5, 0, 0)).shape == (8, 8, 1)
+
+
+def test_small_images_are_enlarged_before_they_are_cropped():
+    image = np.full((3, 5, 1), 7, np.uint8)
+    np.testing.assert_array_equal(fitting.crop_image(image, 8, 0.8, fitting.Crop(0.9, 0, 0)), 7)

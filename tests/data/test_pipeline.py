@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from gen_jax.data import pipeline
+from gen_jax.data.folder import Folder
 from gen_jax.errors import UserError
 
 
@@ -34,7 +36,7 @@ class Numbers:
 
 def config(batch_size=4, seed=0, **data):
     fields = {'source': 'numbers', 'split': 'train', 'image_size': 4, 'channels': 1}
-    fields |= {'num_classes': 3, 'flip': False}
+    fields |= {'num_classes': 3, 'flip': False, 'crop': 1.0}
     return ConfigDict(
         {
             'batch_size': batch_size,
@@ -136,6 +138,34 @@ def test_half_of_the_examples_are_mirrored_with_all_their_maps():
     ]
     assert epochs[0].keys() == epochs[1].keys()
     assert any(epochs[0][i] != epochs[1][i] for i in epochs[0])
+
+
+def test_crops_are_drawn_anew_in_each_epoch_whoever_reads_them(tmp_path):
+    for i in range(6):
+        # Of image i column x is 40 i + 10 + x throughout.
+        levels = np.broadcast_to(40 * i + 10 + np.arange(20), (10, 20)).astype(np.uint8)
+        Image.fromarray(levels).save(tmp_path / f'{i}.png')
+    source = Folder(str(tmp_path), 'train', 10, 1, 'resize')
+    c = config(batch_size=6, image_size=10, num_classes=0, crop=0.99)
+    iterator = pipeline.train_iterator(c, source)
+    epochs = take(iterator, 2)
+    state = iterator.get_state()
+    third = next(iterator)
+    first = [pipeline.to_uint8(batch['image'])[:, 0, 0, 0] for batch in epochs]
+    starts = [dict(zip(x // 40, x % 40 - 10, strict=True)) for x in first]  # {image: column}
+    assert starts[0].keys() == starts[1].keys() == set(range(6))
+    columns = [x for start in starts for x in start.values()]
+    assert min(columns) >= 0
+    assert max(columns) <= 12  # of 22, where the image was enlarged
+    assert len(set(columns)) > 3
+    assert starts[0] != starts[1]
+    rows = np.array([1, 4])
+    mine = take(pipeline.train_iterator(c, source, rows), 2)
+    for part, batch in zip(mine, epochs, strict=True):
+        np.testing.assert_array_equal(part['image'], batch['image'][rows])
+    again = pipeline.train_iterator(c, source)
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again)['image'], third['image'])
 
 
 RESUME = """

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from tensorflow_datasets.proto import tf_example_pb2
 
 from gen_jax.config import default
-from gen_jax.data import folder, sources, tfds_source
+from gen_jax.data import fitting, folder, sources, tfds_source
 from gen_jax.data.sources import open_source
 from gen_jax.errors import UserError
 
@@ -93,6 +93,7 @@ def test_digits_are_fitted():
             {'source': 'sprites:2x1x1x1x2', 'split': 'test', 'image_size': 64},
             "sprites:2x1x1x1x2 'test' has no examples: choose another split",
         ),
+        ({'crop': 0.8}, 'digits has no larger images to crop, but config.data.crop=0.8'),
         ({'source': 'folder:/', 'channels': 2}, 'expected 1 .grey. or 3 .colour.'),
     ],
 )
@@ -341,6 +342,12 @@ def test_prepared_files_are_read(tmp_path):
     images = [example['image'] for example in source.__getitems__([5, 0, 4])]
     assert [image.shape for image in images] == [(28, 28, 1)] * 3
     assert [image.mean() for image in images] == [5, 0, 4]
+    crops = [fitting.Crop(0.9, 0.5, 0.5)] * 2
+    parts = source.cropped(np.array([3, 1]), 0.8, crops)
+    assert [(part['image'].shape, part['image'].mean(), part['label']) for part in parts] == [
+        ((28, 28, 1), 3, 3),
+        ((28, 28, 1), 1, 1),
+    ]
 
 
 @pytest.mark.parametrize(
