@@ -259,13 +259,18 @@ def require_unlabelled(config: ml_collections.ConfigDict) -> None:
     require(n == 0, 'data.num_classes', n, f'0: {config.method} is told no labels')
 
 
-def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> None:
-    """Checks what can be checked without data or devices, and but for the guide's run."""
+def defaults_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config of the same method and choices in which all else has its default."""
     _require_there(config, ['method'])
     choices = getattr(method_module(config.method), 'CHOICES', ())
     _require_there(config, choices)
-    known = default(config.method, **{name: config[name] for name in choices})
-    _same_fields(config, known, '', choices)
+    return default(config.method, **{name: config[name] for name in choices})
+
+
+def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> None:
+    """Checks what can be checked without data or devices, and but for the guide's run."""
+    known = defaults_of(config)
+    _same_fields(config, known, '', getattr(method_module(config.method), 'CHOICES', ()))
     require(0 <= config.seed < 2**31, 'seed', config.seed, 'a whole number from 0 to 2**31 - 1')
     for field in ('steps', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep'):
         require(config[field] >= 1, field, config[field], 'a whole number of at least 1')

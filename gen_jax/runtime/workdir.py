@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from gen_jax import __version__
+from gen_jax.config import defaults_of
 from gen_jax.errors import UserError
 
 # What may differ between a run and its continuation without changing what was computed so far.
@@ -38,7 +39,15 @@ FREE = (
     'data.prefetch',
 )
 # What may differ, besides, once training is over.
-FREE_AFTER_TRAINING = (*FREE, 'seed', 'batch_size', 'accumulate', 'data.split', 'data.flip')
+FREE_AFTER_TRAINING = (
+    *FREE,
+    'seed',
+    'batch_size',
+    'accumulate',
+    'data.split',
+    'data.flip',
+    'data.crop',
+)
 
 
 def usual(config_file: str) -> str:
@@ -114,13 +123,16 @@ def read_json(path: Path) -> dict:
 
 
 def check(config: ml_collections.ConfigDict, workdir: Path, after_training: bool = False) -> None:
-    """Raises UserError where `workdir` belongs to another config, or cannot be."""
+    """Raises UserError where `workdir` belongs to another config, or cannot be.
+
+    Fields that a run's config.json lacks came after it: it counts as having their defaults.
+    """
     path = workdir / 'config.json'
     with _writable(workdir):
         if not path.exists():
             return
     free = FREE_AFTER_TRAINING if after_training else FREE
-    have, want = read_json(path), flat(config)
+    have, want = flat(defaults_of(config)) | read_json(path), flat(config)
     different = [
         f'{name} was {have.get(name, "not there")!r}, is {want.get(name, "not there")!r}'
         for name in dict.fromkeys([*have, *want])

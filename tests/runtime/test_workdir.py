@@ -4,6 +4,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from gen_jax.config import default
 from gen_jax.errors import UserError
 from gen_jax.runtime import workdir
 
@@ -31,6 +32,24 @@ def test_a_name_too_long_for_a_folder_is_told(tmp_path):
     folder = tmp_path / ('a' * 300)
     with pytest.raises(UserError, match=f'cannot write to {folder} .File name too long.'):
         workdir.check(ml_collections.ConfigDict(), folder)
+
+
+def test_a_field_that_came_after_a_run_is_its_default(tmp_path):
+    config = default('diffusion.continuous', network='song')  # whose defaults are not the unet's
+    workdir.claim(config, tmp_path)
+    path = tmp_path / 'config.json'
+    kept = json.loads(path.read_text())
+    del kept['optimizer.decay'], kept['model.fir']
+    path.write_text(json.dumps(kept))
+    workdir.check(config, tmp_path)
+    config.optimizer.decay = 'linear'
+    with pytest.raises(UserError, match=r"config\.optimizer\.decay was 'cosine', is 'linear'"):
+        workdir.check(config, tmp_path)
+    kept['model.older'] = 3
+    path.write_text(json.dumps(kept))
+    config.optimizer.decay = 'cosine'
+    with pytest.raises(UserError, match=r"config\.model\.older was 3, is 'not there'"):
+        workdir.check(config, tmp_path)
 
 
 @pytest.mark.parametrize(
