@@ -291,6 +291,7 @@ FIELDS = [
     ({}, {'optimizer__learning_rate': 1e-3}),
     ({}, {'optimizer__warmup': 5}),
     ({}, {'optimizer__decay_steps': 5}),
+    ({'optimizer__decay_steps': 5}, {'optimizer__decay': 'linear'}),
     ({}, {'optimizer__b1': 0.6}),
     ({}, {'optimizer__b2': 0.6}),
     ({}, {'optimizer__eps': 1e-3}),
