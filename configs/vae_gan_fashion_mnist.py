@@ -6,7 +6,7 @@ Networks are of the paper's kind with two halvings, from a quarter to half as wi
 margin, of about the size that the authors' scripts have, were not tuned.
 Cost: 2,500 steps of 64 images (2.7 passes over the data); 8 minutes on 2 CPU cores.
 Number: the paper has none for this data set. Ours: see README; samples of the prior are far worse
-than reconstructions, which is not explained.
+than reconstructions, as the posteriors together are not like it (docs/autoencoders.md).
 
 Variants:
   draws: L_GAN of draws from the prior alone, as in the authors' scripts.
