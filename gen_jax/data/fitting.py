@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +96,14 @@ def crop_image(image: np.ndarray, size: int, least: float, crop: Crop) -> np.nda
     h, w, _ = image.shape
     top, left = int(crop.top * (h - size + 1)), int(crop.left * (w - size + 1))
     return image[top : top + size, left : left + size]
+
+
+def cropped(decoded: Iterable[tuple], size: int, least: float, crops: Iterable[Crop]) -> list[dict]:
+    """A source's examples of (image, label), of which parts are shown."""
+    return [
+        {'image': crop_image(image, size, least, crop), 'label': label}
+        for (image, label), crop in zip(decoded, crops, strict=True)
+    ]
 
 
 def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:

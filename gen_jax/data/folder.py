@@ -62,10 +62,7 @@ class Folder:
 
     def cropped(self, indices, least: float, crops) -> list[dict]:
         """Examples of which a part is shown (see `fitting.crop_image`)."""
-        return [
-            {'image': fitting.crop_image(image, self._size, least, crop), 'label': label}
-            for (image, label), crop in zip(map(self._decoded, indices), crops, strict=True)
-        ]
+        return fitting.cropped(map(self._decoded, indices), self._size, least, crops)
 
     def _decoded(self, i: int) -> tuple[np.ndarray, int]:
         path, label = self._items[i]

@@ -69,10 +69,7 @@ class Tfds:
 
     def cropped(self, indices, least: float, crops) -> list[dict]:
         """Examples of which a part is shown (see `fitting.crop_image`)."""
-        return [
-            {'image': fitting.crop_image(image, self._size, least, crop), 'label': label}
-            for (image, label), crop in zip(self._decoded(indices), crops, strict=True)
-        ]
+        return fitting.cropped(self._decoded(indices), self._size, least, crops)
 
     def labels(self) -> np.ndarray:
         """Those of all examples; no image is decoded."""
