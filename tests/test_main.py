@@ -40,7 +40,7 @@ MISTAKES = [
     ([f'--config={ROOT}/README.md'], 'README.md: SyntaxError: '),
 ]
 MORE_MISTAKES = [
-    (['--config=missing.py'], '--config=missing.py: FileNotFoundError: '),
+    (['--config=missing.py'], '--config=missing.py: missing.py is no file; expected FILE'),
     ([f'{DIGITS[:-4]}tinny'], "did you mean 'tiny'"),
     (['--config.batchsize=3'], 'batch_size'),
     (['--config.batch_size=many'], "'many'"),

@@ -1,6 +1,7 @@
 """The flag --config: a file that makes a config, and is its user's own code."""
 
 import importlib.util
+import os
 import sys
 from importlib.machinery import SourceFileLoader
 
@@ -37,6 +38,11 @@ class ConfigFile(flags.ArgumentParser):
             config.
         """
         file, *variant = argument.split(':', 1)
+        if not os.path.isfile(file):
+            raise UserError(
+                f'--config={argument}: {file} is no file; expected FILE or FILE:VARIANT, such as '
+                'configs/ddpm_digits.py'
+            )
         loader = SourceFileLoader('config_file', file)
         spec = importlib.util.spec_from_loader(loader.name, loader)
         module = importlib.util.module_from_spec(spec)
