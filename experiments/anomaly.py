@@ -25,11 +25,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import studies
+import scripts
 from absl import flags
+from scripts import Rows
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
-from studies import Rows
 
 from gen_jax.config import create, default
 from gen_jax.data import pipeline
@@ -58,13 +58,13 @@ PUBLISHED = {
 
 def define_flags() -> None:
     """Rows, and those of this study alone."""
-    studies.define_rows()
+    scripts.define_rows()
     flags.DEFINE_string('source', 'tfds:fashion_mnist', 'Of images with labels, as data.source.')
     flags.DEFINE_integer('size', 28, 'Their height and width.', lower_bound=4)
     flags.DEFINE_integer('channels', 1, '1: grey; 3: colour.', lower_bound=1)
     flags.DEFINE_integer('steps', 1000, 'Training steps of each VAE.', lower_bound=1)
     flags.DEFINE_integer('samples', 20, 'Of z, in the importance-weighted bound.', lower_bound=1)
-    flags.DEFINE_string('out', str(studies.ROOT / 'runs/anomaly'), 'The folder of results.')
+    flags.DEFINE_string('out', str(scripts.ROOT / 'runs/anomaly'), 'The folder of results.')
 
 
 def main() -> None:
@@ -72,14 +72,14 @@ def main() -> None:
     asked = {x: getattr(FLAGS, x) for x in ('source', 'size', 'channels', 'steps', 'samples')}
     detector, train, test = opened(**asked)
     classes = [str(label) for label in np.unique(train[1])]
-    names = studies.chosen([*classes, 'all'], FLAGS.rows)
-    page = studies.figure(1) if FLAGS.plot else None
-    out = studies.folder(FLAGS.out)
+    names = scripts.chosen([*classes, 'all'], FLAGS.rows)
+    page = scripts.figure(1) if FLAGS.plot else None
+    out = scripts.folder(FLAGS.out)
     rows, settings = Rows(out / 'anomaly.json', asked), workdir.flat(configured(**asked))
     for name in names:
         rows(name, settings, functools.partial(measured, detector, name, train, test))
     done = rows.of(dict.fromkeys([*classes, 'all'], settings))
-    studies.write(out / 'anomaly', report(done, FLAGS.source), page and plotted(done, *page))
+    scripts.write(out / 'anomaly', report(done, FLAGS.source), page and plotted(done, *page))
 
 
 def opened(**asked) -> tuple:
@@ -241,7 +241,7 @@ def report(rows: dict, source: str) -> str:
     if len(classes) > 1:
         means = (100 * np.mean([rows[name][score] for name in classes]) for score in SCORES)
         lines.append([f'mean of {len(classes)}', *(f'{mean:.1f}' for mean in means)])
-    text = studies.table_of(['normal, AUROC %', *SCORES], lines) if lines else ''
+    text = scripts.table_of(['normal, AUROC %', *SCORES], lines) if lines else ''
     if fashion and len(classes) == len(FASHION):
         means = ', '.join(f'{name} {mean}' for name, mean in PUBLISHED.items())
         text += f'\nPublished means: {means}.\n'
@@ -251,7 +251,7 @@ def report(rows: dict, source: str) -> str:
             told = (100 * kinds[kind][score] if score in kinds[kind] else None for score in SCORES)
             cells = ['' if x is None else f'{x:.1f}' for x in told]
             lines.append([kind, f'{kinds[kind]["bits"]:.2f}', *cells])
-        text += '\n' + studies.table_of(
+        text += '\n' + scripts.table_of(
             ['all classes against', 'bits per dimension', *SCORES], lines
         )
     return text
@@ -266,9 +266,9 @@ def plotted(rows: dict, page, ax):
     ax.set(ylabel='AUROC', ylim=(0, 1), xlabel='normal class')
     ax.set_xticks(range(len(classes)), classes)
     ax.axhline(0.5, color='grey', linewidth=0.5)
-    studies.legends([ax])
+    scripts.legends([ax])
     return page
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import studies
+import scripts
 from absl import flags
-from studies import Column, Rows
+from scripts import Column, Rows
 
 from gen_jax.config import create, default
 from gen_jax.data import sprites
@@ -69,20 +69,20 @@ PLOTTED = ('mig', 'factor_vae', 'beta_vae', 'disentanglement')
 
 def define_flags() -> None:
     """Rows, and those of this study alone."""
-    studies.define_rows()
+    scripts.define_rows()
     flags.DEFINE_integer('steps', 6000, 'Training steps.', lower_bound=1)
     flags.DEFINE_integer('seeds', 4, 'Models of each row.', lower_bound=1)
     flags.DEFINE_integer('image_size', 32, 'Pixels; divides 64.')
-    flags.DEFINE_string('out', str(studies.ROOT / 'runs/disentanglement'), 'The results.')
+    flags.DEFINE_string('out', str(scripts.ROOT / 'runs/disentanglement'), 'The results.')
 
 
 def main() -> None:
     """Trains, measures, prints, writes."""
-    names = studies.chosen(SETTINGS, FLAGS.rows)
+    names = scripts.chosen(SETTINGS, FLAGS.rows)
     sprites.check_size(FLAGS.image_size)
     if FLAGS.plot:
-        studies.figure(1)  # before the work, what it needs
-    out = studies.folder(FLAGS.out)
+        scripts.figure(1)  # before the work, what it needs
+    out = scripts.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds, 'image_size': FLAGS.image_size}
     rows, images = Rows(out / 'disentanglement.json', asked), every_image(FLAGS.image_size)
     settings = settings_of(FLAGS.image_size, FLAGS.steps)
@@ -90,7 +90,7 @@ def main() -> None:
         make = functools.partial(measured, name, images, FLAGS.steps, FLAGS.seeds)
         rows(name, settings[name], make)
     done = rows.of(settings)
-    studies.write(out / 'disentanglement', report(done), plotted(done) if FLAGS.plot else None)
+    scripts.write(out / 'disentanglement', report(done), plotted(done) if FLAGS.plot else None)
 
 
 def settings_of(image_size: int, steps: int) -> dict[str, dict]:
@@ -201,11 +201,11 @@ def report(rows: dict) -> str:
     for measure, (heading, digits) in MEASURES.items():
         columns.append(Column(heading, functools.partial(_cell, measure, digits)))
     columns.append(Column('seconds', lambda item: f'{item[1]["seconds"] + item[1]["judged"]:.0f}'))
-    return studies.table(columns, rows.items())
+    return scripts.table(columns, rows.items())
 
 
 def _cell(measure: str, digits: int, item: tuple) -> str:
-    return studies.told(item[1][measure], digits)
+    return scripts.told(item[1][measure], digits)
 
 
 def plotted(rows: dict):
@@ -213,7 +213,7 @@ def plotted(rows: dict):
 
     What is untrained reconstructs nothing: its mean score is a line across.
     """
-    page, axes = studies.figure(len(PLOTTED), 1, (4, 3.5))
+    page, axes = scripts.figure(len(PLOTTED), 1, (4, 3.5))
     families = {}
     for name in rows:
         families.setdefault(name.rstrip('_0123456789'), []).append(name)
@@ -230,9 +230,9 @@ def plotted(rows: dict):
             ax.plot(*means.T, '-', color=f'C{i}', alpha=0.5, label=label)
             for name, place in zip(names, means, strict=True):
                 ax.annotate(name.removeprefix(family).strip('_'), place)
-    studies.legends(np.ravel(axes)[:1])
+    scripts.legends(np.ravel(axes)[:1])
     return page
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

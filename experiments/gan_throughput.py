@@ -24,7 +24,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import studies
+import scripts
 from absl import flags
 from peers import interleaved, ratios
 
@@ -49,7 +49,7 @@ def define_flags() -> None:
 
 def config_of(name: str):
     """A config's, with one step of the discriminator for one of the generator."""
-    sys.path.insert(0, str(studies.ROOT))
+    sys.path.insert(0, str(scripts.ROOT))
     config = getattr(__import__(f'configs.{name}'), name).get_config()
     config.gan.n_critic = 1
     config.batch_size = FLAGS.batch_size
@@ -277,14 +277,14 @@ def table(found: dict) -> str:
 
 def main() -> None:
     """Measures, prints, writes."""
-    out, found = studies.file(FLAGS.out), {}
+    out, found = scripts.file(FLAGS.out), {}
     for name, place in {name: checkout(name) for name in PEERS}.items():
         found[name] = compared(name, place)
         print(name, found[name], flush=True)
     told = {'batch_size': FLAGS.batch_size, 'turns': FLAGS.turns}
     workdir.write_json(out, {**told, **found})
-    studies.write(out, table(found))
+    scripts.write(out, table(found))
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

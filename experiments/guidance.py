@@ -14,6 +14,7 @@ alpha lies in --interval (Kynkäänniemi et al. 2024); `rescale`, with phi = --r
 
 from typing import NamedTuple
 
+import scripts
 import studies
 from absl import flags
 from studies import Study
@@ -39,8 +40,8 @@ class Draw(NamedTuple):
 
 def define_flags() -> None:
     """A run, rows, and those of this study alone."""
-    studies.define_run()
-    studies.define_rows()
+    scripts.define_run()
+    scripts.define_rows()
     flags.DEFINE_list('scales', [0, 0.5, 1, 1.5, 2, 3, 4, 6], 'Guidance scales.')
     flags.DEFINE_list('interval', [0.28, 2.9], 'Least and most sigma / alpha that is guided.')
     flags.DEFINE_float('rescale', 0.7, 'phi, 0 to 1.')
@@ -48,9 +49,9 @@ def define_flags() -> None:
 
 def main() -> None:
     """Measures, prints, writes."""
-    modes = studies.chosen(MODES, FLAGS.rows)
-    scales, ends = (studies.numbers(name, float, 0) for name in ('scales', 'interval'))
-    page = studies.figure(2) if FLAGS.plot else None
+    modes = scripts.chosen(MODES, FLAGS.rows)
+    scales, ends = (scripts.numbers(name, float, 0) for name in ('scales', 'interval'))
+    page = scripts.figure(2) if FLAGS.plot else None
     study = studies.opened('guidance', FLAGS.config)
     draws = planned(modes, scales, ends, FLAGS.rescale)
     if why := next(filter(None, (study.misfit(draw.changes) for draw in draws)), ''):
@@ -118,9 +119,9 @@ def plotted(study: Study, page, axes):
         axes[1].axhline(real[distance], color='black', linestyle=':', label='real images')
     axes[0].set(xlabel=recall, ylabel=precision)
     axes[1].set(xlabel='guidance scale', ylabel=f'{distance} of {study.n:,} samples')
-    studies.legends(axes)
+    scripts.legends(axes)
     return page
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

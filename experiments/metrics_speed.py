@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import studies
+import scripts
 import torch
 from absl import flags
 from peers import import_torchvision, interleaved, ratios, seconds
@@ -107,7 +107,7 @@ def distances(size: int = 2048) -> dict:
 
 def main() -> None:
     """Measures, prints, writes."""
-    out = studies.file(FLAGS.out)
+    out = scripts.file(FLAGS.out)
     found = {'features': features(), 'distance': distances()}
     workdir.write_json(out, found)
     for part in found.values():
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

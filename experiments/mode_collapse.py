@@ -26,9 +26,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import studies
+import scripts
 from absl import flags
-from studies import Rows
+from scripts import Rows
 
 from gen_jax.config import create, default
 from gen_jax.metrics.modes import by_centres
@@ -131,25 +131,25 @@ PUBLISHED = {
 
 def define_flags() -> None:
     """Rows, and those of this study alone."""
-    studies.define_rows()
+    scripts.define_rows()
     flags.DEFINE_integer('steps', 4000, 'Training steps of the generator.', lower_bound=1)
     flags.DEFINE_integer('seeds', 5, 'Runs of each setting and mixture.', lower_bound=1)
-    flags.DEFINE_string('out', str(studies.ROOT / 'runs/mode_collapse'), 'The folder of results.')
+    flags.DEFINE_string('out', str(scripts.ROOT / 'runs/mode_collapse'), 'The folder of results.')
 
 
 def main() -> None:
     """Trains, measures, prints, writes."""
-    names = studies.chosen(SETTINGS, FLAGS.rows)
+    names = scripts.chosen(SETTINGS, FLAGS.rows)
     if FLAGS.plot:
-        studies.figure(1)  # before the work, what it needs
-    out = studies.folder(FLAGS.out)
+        scripts.figure(1)  # before the work, what it needs
+    out = scripts.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds}
     rows, settings = Rows(out / 'mode_collapse.json', asked), settings_of(FLAGS.steps)
     for name in names:
         make = partial(measured, name, out, FLAGS.steps, FLAGS.seeds)
         rows(name, settings[name], make)
     done = rows.of(settings)
-    studies.write(out / 'mode_collapse', report(done), plotted(done, out) if FLAGS.plot else None)
+    scripts.write(out / 'mode_collapse', report(done), plotted(done, out) if FLAGS.plot else None)
 
 
 def settings_of(steps: int) -> dict[str, dict]:
@@ -248,7 +248,7 @@ def cells(row: dict) -> list[str]:
     """What the table says of one mixture."""
     share, kl, n = [100 * x for x in row['high_quality']], row['reverse_kl'], len(row['modes'])
     few = f' ({len(kl)} of {n})' if 0 < len(kl) < n else ''
-    return [studies.told(row['modes'], 1), studies.told(share, 1), studies.told(kl, 2) + few]
+    return [scripts.told(row['modes'], 1), scripts.told(share, 1), scripts.told(kl, 2) + few]
 
 
 def report(rows: dict) -> str:
@@ -264,13 +264,13 @@ def report(rows: dict) -> str:
     for name, mixture in MIXTURES.items():
         headings += [f'{name}: {x.format(len(mixture.centres))}' for x in measures]
     headings.append('seconds')
-    return studies.table_of(headings, lines)
+    return scripts.table_of(headings, lines)
 
 
 def plotted(rows: dict, out: Path, across: int = 4):
     """The figure: samples of the first seed, of ring and grid side by side."""
     down = math.ceil(len(rows) / across)
-    page, axes = studies.figure(2 * across, down, (1.4, 1.5))
+    page, axes = scripts.figure(2 * across, down, (1.4, 1.5))
     axes = np.reshape(axes, (-1, 2))
     for ax in axes.flat:
         ax.axis('off')
@@ -286,4 +286,4 @@ def plotted(rows: dict, out: Path, across: int = 4):
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import studies
+import scripts
 from absl import flags
 
 from gen_jax import plan
@@ -66,11 +66,11 @@ PAPERS = {
 
 def define_flags() -> None:
     """The config of all but the last study, which studies, and where they go."""
-    studies.define_config('ddpm_cifar10')
+    scripts.define_config('ddpm_cifar10')
     flags.DEFINE_list('studies', [*STUDIES], 'Which to run.')
     known = f'known are {", ".join(STUDIES)}'
     flags.register_validator('studies', lambda names: {*names} <= STUDIES.keys(), known)
-    flags.DEFINE_string('out', str(studies.ROOT / 'docs/plan.md'), 'Whose tables to replace.')
+    flags.DEFINE_string('out', str(scripts.ROOT / 'docs/plan.md'), 'Whose tables to replace.')
 
 
 def train_step(config, name: str) -> dict:
@@ -154,7 +154,7 @@ def planned(label: str, name: str) -> tuple:
     with tempfile.TemporaryDirectory() as folder:
         asked = '--mode=plan', f'--topology={name}', f'--workdir={folder}'
         command = [sys.executable, 'main.py', f'--config=configs/{label}.py', *asked]
-        done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=scripts.ROOT, capture_output=True, text=True)
         if -done.returncode in FAULTS:
             end = f'libtpu ends in {signal.Signals(-done.returncode).name}'
             return (label, name, end, '-', '-')
@@ -217,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

@@ -15,13 +15,13 @@ import re
 import shutil
 from pathlib import Path
 
-import studies
+import scripts
 from absl import flags
 
 from gen_jax.errors import UserError
 
-README = studies.ROOT / 'README.md'
-PICTURES = studies.ROOT / 'docs' / 'pictures'
+README = scripts.ROOT / 'README.md'
+PICTURES = scripts.ROOT / 'docs' / 'pictures'
 FLAGS = flags.FLAGS
 
 
@@ -228,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

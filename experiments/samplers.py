@@ -28,9 +28,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scripts
 import studies
 from absl import flags
-from studies import Column, Study
+from scripts import Column
+from studies import Study
 
 from gen_jax.diffusion import continuous, ode, solvers
 from gen_jax.diffusion.processes import Path
@@ -99,8 +101,8 @@ class Draw(NamedTuple):
 
 def define_flags() -> None:
     """A run, rows, and those of this study alone."""
-    studies.define_run()
-    studies.define_rows()
+    scripts.define_run()
+    scripts.define_rows()
     text = "Of all samplers, whatever the config's knob is; 1: none, which takes half the time."
     flags.DEFINE_float('guidance', 1.0, text)
     flags.DEFINE_list('calls', [], 'Network calls to try (default: as suits each sampler).')
@@ -111,9 +113,9 @@ def define_flags() -> None:
 
 def main() -> None:
     """Measures, prints, writes."""
-    names = studies.chosen(SETTINGS, FLAGS.rows)
-    calls, orders = studies.numbers('calls'), studies.numbers('orders')
-    page = studies.figure(2) if FLAGS.plot else None
+    names = scripts.chosen(SETTINGS, FLAGS.rows)
+    calls, orders = scripts.numbers('calls'), scripts.numbers('orders')
+    page = scripts.figure(2) if FLAGS.plot else None
     config = FLAGS.config
     studies.check_draws_images(config)
     if (other := config.sample.knobs.guidance) != FLAGS.guidance:
@@ -325,7 +327,7 @@ def report(study: Study) -> str:
         *(Column(heading, partial(reached, goal=goal)) for heading, goal in goals.items()),
     ]
     rows = [row for x in each for row in x.draws]
-    return f'{studies.table(summary, each)}\n{study.every_row(rows, ["setting", "calls"])}'
+    return f'{scripts.table(summary, each)}\n{study.every_row(rows, ["setting", "calls"])}'
 
 
 def plotted(study: Study, page, axes):
@@ -351,9 +353,9 @@ def plotted(study: Study, page, axes):
             axes[0].axhline(row[distance], color='black', linestyle=style, label=name)
     axes[0].set(xlabel='network calls', ylabel=f'{distance} of {study.n:,} samples')
     axes[1].set(xlabel='steps', ylabel="distance to the ODE's solution (RMS per pixel)")
-    studies.legends(axes)
+    scripts.legends(axes)
     return page
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

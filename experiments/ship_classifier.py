@@ -9,7 +9,7 @@ without `classifier_`.
 
 from pathlib import Path
 
-import studies
+import scripts
 from absl import flags
 from ml_collections import config_flags
 
@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The config of the run, and what belongs to it."""
-    studies.define_config('classifier_digits')
+    scripts.define_config('classifier_digits')
     flags.DEFINE_string('workdir', None, 'The run.', required=True)
     flags.DEFINE_string('out', None, "Another file to write than the package's.")
 
@@ -38,7 +38,7 @@ def main() -> None:
     name = Path(config_flags.get_config_filename(FLAGS['config'])).stem
     package = Path(classifier.__file__).parent
     out = package / f'{name.removeprefix("classifier_")}.safetensors'
-    out = studies.file(FLAGS.out or out)
+    out = scripts.file(FLAGS.out or out)
     program = Program(config, create(config))
     step, state = load(program, folder)
     measured = per_example(program, state)['accuracy']
@@ -62,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

@@ -27,12 +27,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import studies
+import scripts
 from absl import flags
 from scipy.stats import norm, rankdata
+from scripts import Column
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import QuantileTransformer
-from studies import Column
 
 from gen_jax.config import create, default, nearest
 from gen_jax.errors import UserError
@@ -65,7 +65,7 @@ def define_flags() -> None:
     flags.DEFINE_integer('values', 10, 'So many different numbers are categories.', lower_bound=0)
     flags.DEFINE_integer('steps', 2000, 'Training steps.', lower_bound=1)
     flags.DEFINE_integer('latent_dim', 8, 'Numbers of z.', lower_bound=1)
-    flags.DEFINE_string('out', str(studies.ROOT / 'runs/tabular'), 'The folder of results.')
+    flags.DEFINE_string('out', str(scripts.ROOT / 'runs/tabular'), 'The folder of results.')
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     train, test = table.values[~held], table.values[held]
     if len(train) < 2 or len({*train[:, target]}) < 2:
         raise UserError(f'--table={FLAGS.table}: expected more rows, of two categories or more')
-    out = studies.folder(FLAGS.out)
+    out = scripts.folder(FLAGS.out)
     code = Code(table, train)
     drawn, elbo = learned(code, train, test, FLAGS.steps, FLAGS.latent_dim)
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def main() -> None:
     write(out / 'synthetic.csv', table, drawn)
     found = {'held_out_elbo': elbo, 'rows': rows, 'target': table.names[target]}
     workdir.write_json(out / 'tabular.json', found)
-    studies.write(out / 'tabular', report(rows, elbo))
+    scripts.write(out / 'tabular', report(rows, elbo))
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -335,9 +335,9 @@ def report(rows: dict, elbo: float) -> str:
 
     columns = [Column('rows', lambda x: x[0])]
     columns += [Column(name, lambda x, name=name: cell(x[1], name)) for name in MEASURES]
-    text = studies.table(columns, rows.items())
+    text = scripts.table(columns, rows.items())
     return f'{text}\nHeld-out ELBO {elbo:.2f} nats a row, of normal scores over {FAR}.\n'
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

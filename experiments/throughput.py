@@ -28,7 +28,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import studies
+import scripts
 from absl import flags
 from peers import import_torchvision, interleaved, ratios
 
@@ -59,7 +59,7 @@ def define_flags() -> None:
 
 def program() -> Program:
     """ddpm_cifar10, with DDIM, at the flags' sizes."""
-    sys.path.insert(0, str(studies.ROOT))
+    sys.path.insert(0, str(scripts.ROOT))
     from configs import ddpm_cifar10
 
     config = ddpm_cifar10.get_config(FLAGS.variant)
@@ -264,7 +264,7 @@ def table(found: dict) -> str:
 
 def main() -> None:
     """Measures, prints, writes."""
-    out = studies.file(FLAGS.out)
+    out = scripts.file(FLAGS.out)
     warnings.filterwarnings('ignore')
     os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # torch needs of a GPU's memory too
     if FLAGS.memory_of:
@@ -293,8 +293,8 @@ def main() -> None:
         functions = {name: getattr(who, method) for name, who in everybody.items()}
         found[task] = compared(task, functions, turns, FLAGS.batch_size)
     workdir.write_json(out, found)
-    studies.write(out, table(found))
+    scripts.write(out, table(found))
 
 
 if __name__ == '__main__':
-    studies.start(define_flags, main)
+    scripts.start(define_flags, main)

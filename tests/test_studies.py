@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers
+import scripts
 import studies
 
 from gen_jax.config import create, default
@@ -172,65 +172,6 @@ def test_a_distance_is_reached_within_the_error_of_the_difference():
     assert samplers.reaches(other, reference, 'fid')
 
 
-def test_rows_are_made_once_and_belong_to_their_settings(tmp_path):
-    path, made = tmp_path / 'rows.json', []
-
-    def make():
-        made.append(1)
-        return {'value': len(made)}
-
-    for _ in range(2):
-        rows = studies.Rows(path, {'n': 8})
-        assert rows('a', {'widths': (4, 4)}, make) == {'value': 1}
-    assert rows('b', {}, make) == {'value': 2}
-    assert studies.Rows(path, {'n': 8})('a', {'widths': (4, 5)}, make) == {'value': 3}
-    rows = studies.Rows(path, {'n': 8})
-    assert not rows.has('a', {'widths': (4, 4)})
-    assert rows.of({'b': {}, 'a': {'widths': (4, 4)}, 'c': {}}) == {'b': {'value': 2}}
-    with pytest.raises(UserError, match='n was 8, is 9'):
-        studies.Rows(path, {'n': 9})
-
-
-def test_a_row_reads_the_same_when_it_is_made_and_later(tmp_path):
-    path, row = tmp_path / 'rows.json', {'error': math.inf, 'points': (1, math.nan)}
-    made = studies.Rows(path, {})('a', {}, lambda: row)
-    assert made == studies.Rows(path, {}).found['a'] == {'error': None, 'points': [1, None]}
-
-
-def test_rows_that_do_not_say_their_settings_are_made_again(tmp_path):
-    path = tmp_path / 'rows.json'
-    path.write_text(json.dumps({'asked': {}, 'rows': {'a': {'value': 1}}}))
-    rows = studies.Rows(path, {})
-    assert rows.found == {}
-    assert rows('a', {}, lambda: {'value': 2}) == {'value': 2}
-
-
-@pytest.mark.parametrize('holds', [{'a': 1}, {'asked': {}, 'rows': []}])
-def test_a_file_of_something_else_is_told(tmp_path, holds):
-    path = tmp_path / 'rows.json'
-    path.write_text(json.dumps(holds))
-    with pytest.raises(UserError, match=r'rows\.json holds no rows of a study: move it away'):
-        studies.Rows(path, {})
-
-
-def test_where_results_cannot_lie_is_told(tmp_path):
-    (tmp_path / 'file').touch()
-    for path in ('file', 'file/inside'):
-        with pytest.raises(UserError, match='expected a folder'):
-            studies.folder(str(tmp_path / path))
-    for path in ('.', 'none/file'):
-        with pytest.raises(UserError, match='expected a file in a folder that is there'):
-            studies.file(str(tmp_path / path))
-    assert studies.file(str(tmp_path / 'file')) == tmp_path / 'file'
-
-
-def test_unknown_rows_are_named():
-    assert studies.chosen(('a', 'b', 'c'), ['c', 'a']) == ['a', 'c']
-    assert studies.chosen(('a', 'b'), []) == ['a', 'b']
-    with pytest.raises(UserError, match="no row 'ddmi', did you mean 'ddim'"):
-        studies.chosen(samplers.SETTINGS, ['ddmi'])
-
-
 def test_another_number_of_steps_needs_no_other_program(study):
     drawers = [
         study.drawer(samplers.changes(study, samplers.SETTINGS[name], steps))
@@ -265,7 +206,7 @@ def test_guided_calls_count_twice():
         announced.append(calls)
         raise StopIteration
 
-    study.n, study.rows, study.announce = 10, studies.Rows(Path('none.json'), {}), announce
+    study.n, study.rows, study.announce = 10, scripts.Rows(Path('none.json'), {}), announce
     draws = guidance.planned(['plain'], (0.0, 1.0, 2.0), (), 0.7)
     with pytest.raises(StopIteration):
         guidance.run(study, draws)
@@ -330,7 +271,7 @@ def test_calls_of_the_adaptive_sampler_depend_on_no_batch_size(trained, study, m
 
 def test_the_flag_of_guidance_rules_and_says_so(monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(studies, 'numbers', lambda name: ())
+    monkeypatch.setattr(scripts, 'numbers', lambda name: ())
     monkeypatch.setattr(
         studies, 'opened', lambda name, config, **told: seen.append(config) or 1 / 0
     )
@@ -462,16 +403,10 @@ def test_figures_are_drawn(study):
         'plain_2': {'mode': 'plain', 'scale': 2.0, **worth},
     }
     for part in (samplers, guidance):
-        study.write('text', part.plotted(study, *studies.figure(2)))
+        study.write('text', part.plotted(study, *scripts.figure(2)))
         path = study.folder / f'{study.folder.name}.png'
         assert path.stat().st_size > 10_000
         path.unlink()
-
-
-def test_a_missing_matplotlib_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    with pytest.raises(UserError, match='--noplot'):
-        studies.figure(2)
 
 
 def test_what_cannot_be_studied_is_told(trained, tmp_path):
