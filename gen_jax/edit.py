@@ -10,6 +10,7 @@ import numpy as np
 from gen_jax import latent
 from gen_jax.config import nearest, require
 from gen_jax.data import fitting, pipeline, sources
+from gen_jax.diffusion import solvers, uses
 from gen_jax.errors import UserError
 from gen_jax.method import Method
 from gen_jax.runtime import images, workdir
@@ -70,6 +71,9 @@ def _check(config, method: Method) -> None:
             f'config.method={config.method!r} cannot edit images: it has no edits; a model of '
             'diffusion.gaussian (configs/ddpm_*.py) or diffusion.continuous (edm_*.py) can'
         )
+    expected = f'{" or ".join(able)}: the others add noise, {solvers.NO_SCORE}'
+    there = edit.task in able or edit.task not in uses.TASKS
+    require(there, 'edit.task', edit.task, expected)
     known = f'a task of this method{nearest(edit.task, able)}'
     require(edit.task in able, 'edit.task', edit.task, known)
     require(0 < edit.strength <= 1, 'edit.strength', edit.strength, 'more than 0, to 1')

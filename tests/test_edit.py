@@ -304,6 +304,28 @@ def test_a_sampler_that_chooses_its_times_is_told_of_one_that_edits_take(tmp_pat
         edit.run(config, tmp_path)
 
 
+def test_of_noise_that_is_paired_with_images_there_is_no_more(tmp_path):
+    config = default('diffusion.continuous')
+    flow = {
+        'diffusion.process': 'flow',
+        'diffusion.prediction': 'velocity',
+        'diffusion.told': 'time',
+        'diffusion.times': 'uniform',
+        'diffusion.pairing': 'optimal',
+        'sampler.spacing': 'trailing',
+        'edit.task': 'vary',
+        'edit.eta': 0.0,
+    }
+    config.update_from_flattened_dict(flow)
+    says = "task='vary': expected reconstruct or interpolate: the others add noise.*pairing='opt"
+    with pytest.raises(UserError, match=says) as error:
+        edit.run(config, tmp_path)
+    assert '\n' not in str(error.value)
+    config.edit.task = 'reconstruct'
+    with pytest.raises(UserError, match='train first'):
+        edit.run(config, tmp_path)
+
+
 def test_an_untrained_run_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(edit.latent.guide, 'create', lambda config, guide: model(config))
     with pytest.raises(UserError, match='train first'):

@@ -243,10 +243,17 @@ def test_what_the_process_does_not_obey_need_not_agree(tmp_path, method, theirs,
     guide.read(small(method, **ours, guide__workdir=str(tmp_path)))
 
 
-def test_processes_in_continuous_time_agree(tmp_path):
-    workdir.claim(small('diffusion.continuous', diffusion__range=(0.002, 50.0)), tmp_path)
+@pytest.mark.parametrize(
+    ('field', 'value', 'says'),
+    [
+        ('range', (0.002, 50.0), r'range=\(0.002, 50.0\): expected \(0.002, 80.0\)'),
+        ('pairing', 'optimal', r"pairing='optimal': expected 'random'"),
+    ],
+)
+def test_processes_in_continuous_time_agree(tmp_path, field, value, says):
+    workdir.claim(small('diffusion.continuous', **{f'diffusion__{field}': value}), tmp_path)
     config = small('diffusion.continuous', guide__workdir=str(tmp_path))
-    with pytest.raises(UserError, match=r'range=\(0.002, 50.0\): expected \(0.002, 80.0\)'):
+    with pytest.raises(UserError, match=says):
         guide.read(config)
 
 

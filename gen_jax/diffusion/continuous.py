@@ -90,7 +90,9 @@ def defaults(network: str = 'unet') -> dict:
             'times_mean': -1.2,  # of the normal
             'times_std': 1.2,
             'sigma_data': 0.5,  # the data's standard deviation, for prediction and weighting 'edm'
-            'pairing': 'random',  # of image and noise in training: random, optimal (OT-CFM)
+            # Of image and noise in training: random, optimal (OT-CFM: a flow of no classes, by
+            # samplers that add no noise)
+            'pairing': 'random',
             'augment': 0.0,  # probability of each augmentation, which the network song is told
             'label_dropout': 0.0,  # share of labels hidden in training; more than 0: guidance
         },
@@ -177,7 +179,7 @@ def seen(diffusion) -> dict:
 
     Guides have the same.
     """
-    name, found = diffusion.process, {'process': diffusion.process}
+    name, found = diffusion.process, {name: diffusion[name] for name in ('process', 'pairing')}
     if name in RANGED:
         usual = inspect.signature(PROCESSES[name]).parameters
         ends = diffusion.range or (usual[end].default for end in RANGED[name])
@@ -191,10 +193,11 @@ def create(config, guide: Method | None = None) -> Method:
     """Diffusion as `defaults` describes it.
 
     `sample_step` and `denoise` take in their condition what those of `diffusion.gaussian` take, and
-    the knobs of `defaults`. `denoise`'s times are the process's own, float32 [n]. `evaluate_step`
-    gives `loss`, at a drawn time; where `likelihood.divergence` names one also
-    `ode_bits_per_dim`, or with `likelihood.dequantisation` 'none' `ode_density_bits_per_dim`, of
-    the probability-flow ODE, and `ode_network_calls`, how many these took.
+    the knobs of `defaults`; with pairing 'optimal' they leave those of `solvers.NOISE` alone.
+    `denoise`'s times are the process's own, float32 [n]. `evaluate_step` gives `loss`, at a drawn
+    time; where `likelihood.divergence` names one also `ode_bits_per_dim`, or with
+    `likelihood.dequantisation` 'none' `ode_density_bits_per_dim`, of the probability-flow ODE, and
+    `ode_network_calls`, how many these took.
 
     Args:
       config: as `defaults` has it.
@@ -209,6 +212,7 @@ def create(config, guide: Method | None = None) -> Method:
     model, tx = Model.from_config(config), optimizer(config.optimizer)
     squares = make_squares(config.diffusion, model)
     steered = guides.steering(config, guide, model.level)
+    score = tells_score(config.diffusion)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -227,7 +231,9 @@ def create(config, guide: Method | None = None) -> Method:
         return Path(model.process, knob(config, condition, 'steps', n), sampler.spacing)
 
     def sample_step(keys, state, condition):
-        number = partial(knob, config, condition, n=len(keys))
+        unknown = () if score else solvers.NOISE
+        known = {name: x for name, x in condition.items() if name not in unknown}
+        number = partial(knob, config, known, n=len(keys))
         asked, path = partial(denoise, state, condition=condition), visited(condition, len(keys))
         return conditions.bounded(config, solvers.run(config, asked, path, keys, shape, number))
 
@@ -248,10 +254,15 @@ def create(config, guide: Method | None = None) -> Method:
         sample_step,
         evaluate_step,
         denoise=denoise,
-        edits=uses.edits(denoise, visited),
+        edits=uses.edits(denoise, visited, score),
         network_calls=solvers.calls(config, config.sample.knobs.steps),
     )
     return guides.guided(method, guide)
+
+
+def tells_score(diffusion) -> bool:
+    """Whether estimates tell the score: noise that is drawn for its image is no longer Gaussian."""
+    return diffusion.pairing == 'random'
 
 
 def draw_times(diffusion, model: Model, key: jax.Array, n: int) -> jax.Array:
@@ -295,7 +306,7 @@ def make_train_step(config, model: Model, squares, tx):
         if config.diffusion.augment > 0:
             done = augment.draw(key_augment, len(x_0), config.diffusion.augment)
             x_0, told = augment.apply(x_0, done), {'augment': done.labels()}
-        if config.diffusion.pairing == 'optimal':
+        if not tells_score(config.diffusion):
             eps = eps[losses.optimal_pairing(x_0, eps)]
 
         def loss_fn(params, extra, drawn):
@@ -351,6 +362,7 @@ def check(config) -> None:
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_range(diffusion)
+    _check_pairing(config)
     _check_fit(diffusion, sampler)
     _check_ladder(diffusion)
     t_min, most = diffusion.t_min, min(0.1, make_process(diffusion).t_max)
@@ -370,7 +382,8 @@ def check(config) -> None:
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
     require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
-    solvers.check(config, continuous=True, finite=diffusion.process != 'flow')
+    finite, score = diffusion.process != 'flow', tells_score(diffusion)
+    solvers.check(config, continuous=True, finite=finite, score=score)
 
 
 def _check_range(diffusion) -> None:
@@ -384,6 +397,21 @@ def _check_range(diffusion) -> None:
     some = RANGED[name] != BETAS or sum(ends) < -4 * math.log(np.finfo(np.float32).tiny)
     expected = 'less beta: so much leaves nothing of the image in float32'
     require(some, 'diffusion.range', ends, expected)
+
+
+def _check_pairing(config) -> None:
+    """What OT-CFM cannot do: its noise is Gaussian only of all images together."""
+    diffusion, classes, guide = config.diffusion, config.data.num_classes, config.guide.workdir
+    conditional = 'noise of images that the network is told more of is not what samples start from'
+    for misfit, what, why in (
+        (diffusion.process != 'flow', f'process={diffusion.process!r}', 'OT-CFM is of flows'),
+        # Cheng and Schwing 2025, The Curse of Conditions.
+        (classes > 0, f'config.data.num_classes={classes}', conditional),
+        (diffusion.augment > 0, f'augment={diffusion.augment}', conditional),
+        (guide, f'config.guide.workdir={guide!r}', f'guidance is {solvers.NO_SCORE}'),
+    ):
+        fits = tells_score(diffusion) or not misfit
+        require(fits, 'diffusion.pairing', diffusion.pairing, f"'random' with {what}: {why}")
 
 
 def _check_ladder(diffusion) -> None:

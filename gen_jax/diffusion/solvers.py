@@ -15,6 +15,9 @@ from gen_jax.diffusion.schedules import Trajectory
 KNOBS = {'eta': 1.0, 'churn': math.inf, 'snr': math.inf, 'tolerance': 1.0}
 # Knobs, and fields of a config's `sampler`, that only continuous time knows.
 CONTINUOUS = ('churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
+# Knobs by which a sampler adds noise, where they are above 0.
+NOISE = ('eta', 'churn')
+NO_SCORE = "by the score, which a model of config.diffusion.pairing='optimal' does not tell"
 
 
 class Sampler(NamedTuple):
@@ -29,6 +32,7 @@ class Sampler(NamedTuple):
       continuous: whether it needs times between the visited ones, which only a `Path` has.
       finite: whether sigma / alpha must be finite where it starts.
       chooses: whether it chooses its times itself.
+      noisy: whether it adds noise whatever the knobs are.
     """
 
     run: Callable
@@ -39,6 +43,7 @@ class Sampler(NamedTuple):
     continuous: bool = False
     finite: bool = False
     chooses: bool = False
+    noisy: bool = False
 
 
 def _heun(denoise, path, keys, shape, churn, churn_range, churn_noise):
@@ -48,7 +53,7 @@ def _heun(denoise, path, keys, shape, churn, churn_range, churn_noise):
 
 
 SAMPLERS = {
-    'ancestral': Sampler(samplers.ancestral, options=('variance',)),
+    'ancestral': Sampler(samplers.ancestral, options=('variance',), noisy=True),
     'ddim': Sampler(samplers.ddim, ('eta',)),
     'heun': Sampler(
         _heun,
@@ -71,6 +76,7 @@ SAMPLERS = {
         calls=lambda steps, options: steps * (1 + options.corrections),
         needs=('snr',),
         finite=True,
+        noisy=True,
     ),
     'annealed_langevin': Sampler(
         langevin.annealed_langevin,
@@ -79,6 +85,7 @@ SAMPLERS = {
         calls=lambda steps, options: steps * options.corrections + 1,
         needs=('snr',),
         finite=True,
+        noisy=True,
     ),
     'adaptive': Sampler(
         lambda *args: ode.sample(*args)[0],
@@ -170,7 +177,9 @@ def calls(config, steps: int) -> int:
     return SAMPLERS[config.sampler.name].calls(steps, config.sampler)
 
 
-def check(config, continuous: bool, finite: bool = True, most: int = 10_000) -> None:
+def check(
+    config, continuous: bool, finite: bool = True, most: int = 10_000, score: bool = True
+) -> None:
     """Raises UserError where a sampler, its options or its knobs cannot be obeyed.
 
     Args:
@@ -178,17 +187,25 @@ def check(config, continuous: bool, finite: bool = True, most: int = 10_000) -> 
       continuous: whether the method's time is.
       finite: whether sigma / alpha is, where sampling starts.
       most: times that there are to visit.
+      score: whether estimates of x_0 tell the score of x_t (Tweedie's formula), by which noise is
+        added: whether training draws image and noise independently of each other.
     """
     name, steps = config.sampler.name, config.sample.knobs.steps
     expected = f'a known name{nearest(name, SAMPLERS)}'
     require(name in SAMPLERS, 'sampler.name', name, expected)
     chosen = SAMPLERS[name]
-    fit = [x for x in SAMPLERS if (continuous or not SAMPLERS[x].continuous)]
-    fit = ', '.join(x for x in fit if finite or not SAMPLERS[x].finite)
-    expected = f'one of {fit}: it needs continuous time, and this model knows whole times only'
-    require(continuous or not chosen.continuous, 'sampler.name', name, expected)
-    expected = f'one of {fit}: sigma / alpha is infinite where this process starts'
-    require(finite or not chosen.finite, 'sampler.name', name, expected)
+
+    def misfits(x: Sampler) -> dict[str, bool]:
+        return {
+            'it needs continuous time, and this model knows whole times only': x.continuous
+            and not continuous,
+            'sigma / alpha is infinite where this process starts': x.finite and not finite,
+            f'it adds noise, {NO_SCORE}': x.noisy and not score,
+        }
+
+    fit = ', '.join(x for x in SAMPLERS if not any(misfits(SAMPLERS[x]).values()))
+    for why, misfit in misfits(chosen).items():
+        require(not misfit, 'sampler.name', name, f'one of {fit}: {why}')
     if chosen.chooses:
         expected = f'0, because sampler.name={name!r} chooses its steps itself'
         require(steps == 0, 'sample.knobs.steps', steps, expected)
@@ -197,7 +214,10 @@ def check(config, continuous: bool, finite: bool = True, most: int = 10_000) -> 
         require(1 <= steps <= most, 'sample.knobs.steps', steps, expected)
     for field in KNOBS:
         if field in config.sample.knobs:
-            _check_knob(field, config.sample.knobs[field], name)
+            _check_knob(field, value := config.sample.knobs[field], name)
+            able = score or field not in NOISE
+            expected = f'0: noise is added {NO_SCORE}'
+            require(able or value == 0, f'sample.knobs.{field}', value, expected)
     _check_options(config.sampler)
 
 

@@ -225,12 +225,13 @@ def _apart(keys: jax.Array, which: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(2**32 - 1 - which)))(keys)
 
 
-def edits(denoise: Callable, trajectory: Callable) -> dict[str, Callable]:
+def edits(denoise: Callable, trajectory: Callable, score: bool = True) -> dict[str, Callable]:
     """`Method.edits` of a diffusion method.
 
     Args:
       denoise: `Method.denoise`.
       trajectory: (condition, n) -> the times that n samples visit.
+      score: see `solvers.check`; without it there are only those tasks that add no noise.
     """
 
     def made(task):
@@ -243,7 +244,7 @@ def edits(denoise: Callable, trajectory: Callable) -> dict[str, Callable]:
 
         return edit
 
-    return {name: made(task) for name, task in TASKS.items()}
+    return {name: made(TASKS[name]) for name in (TASKS if score else NOISELESS)}
 
 
 def _reconstruct(denoise, trajectory, keys, condition):
@@ -291,3 +292,4 @@ TASKS = {
     'colorize': _colorize,
     'vary': _vary,
 }
+NOISELESS = ('reconstruct', 'interpolate')
