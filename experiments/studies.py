@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scripts
 from absl import flags
@@ -24,7 +25,7 @@ from gen_jax.metrics.accuracy import accuracy
 from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, fid
 from gen_jax.metrics.prdc import prdc
-from gen_jax.runtime import random, workdir
+from gen_jax.runtime import workdir
 from gen_jax.runtime.program import Program, asked_labels
 from gen_jax.sample import claimed, load, stored
 from gen_jax.yardsticks import Reference, check
@@ -60,13 +61,12 @@ class Drawer(Program):
     """A `Program` whose samples can be had before they are rounded to 8 bits."""
 
     def _sample_step(self, seed, state, indices, condition):
-        keys = random.sample_keys(seed, 'sample', indices)
-        state, condition = self._gathered(state), self._spread(condition)
-        return self.method.sample_step(self._spread(keys), state, condition)
+        images = self._floats(seed, state, indices, condition)
+        return images, jnp.isfinite(images).all((1, 2, 3))
 
     def floats(self, state, indices: np.ndarray) -> np.ndarray:
         """The images of these indices, float32 [n, h, w, c] in [-1, 1]."""
-        return super().sample(state, indices)
+        return self.sampled(state, indices)[0]
 
     def sample(self, state, indices: np.ndarray) -> np.ndarray:
         """As `Program.sample`; a value that is not finite is black, and a line says so."""

@@ -101,7 +101,7 @@ class Ours:
 
     def sample(self) -> np.ndarray:
         """uint8 [b, h, w, 3]."""
-        return self.program.sample(self.state, np.arange(FLAGS.batch_size))
+        return self.program.sampled(self.state, np.arange(FLAGS.batch_size))[0]
 
     def train(self) -> None:
         """One step."""

@@ -297,7 +297,8 @@ def _call(program: Program, name: str, chains: dict[str, Chain], state) -> tuple
         return program.denoise(chains['train_step'].carry, x_t, t, condition)
 
     def sample(_):
-        return program.sample(chains['train_step'].carry, indices)
+        # Whatever comes of it: a state that has seen noise for images may give no numbers.
+        return program.sampled(chains['train_step'].carry, indices)[0]
 
     put = functools.partial(jax.jit, out_shardings=program.batch_sharding)
     if name == 'train_step':

@@ -19,6 +19,10 @@ class UserError(Exception):
     """
 
 
+class NotFinite(UserError):
+    """Images of a model hold values that are no numbers; what trains it can go on without them."""
+
+
 def in_one_line(error: Exception) -> str:
     """The message of an error that a library, or the code of a config file, raised.
 

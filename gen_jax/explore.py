@@ -119,7 +119,9 @@ class Explorer(Program):
             at = np.resize(np.arange(start, min(start + size, len(ws))), size)
             part = self._synthesis(state, *self._put((ws[at], self.condition(told[at]))))
             made.append(jax.device_get(part)[: len(ws) - start])
-        return pipeline.to_uint8(np.concatenate(made))
+        images = np.concatenate(made)
+        self.require_finite(np.isfinite(images).all((1, 2, 3)))
+        return pipeline.to_uint8(images)
 
     def synthesis(self, state, told: np.ndarray) -> Callable:
         """From ws [n, layers, d] to float images, told the labels of `told`; differentiable."""

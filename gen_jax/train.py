@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from gen_jax import latent
 from gen_jax.data import pipeline, sources
-from gen_jax.errors import UserError
+from gen_jax.errors import NotFinite, UserError
 from gen_jax.evaluate import Trials, print_rows
 from gen_jax.runtime import images, workdir, writer
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
@@ -167,15 +167,17 @@ class Loop:
     def evaluate(self, step: int, state) -> None:
         """The numbers of `config.eval`, where they are due."""
         if self.trials.due(step):
-            start = time.monotonic()
-            rows = self.trials(step, state, self.batches.get_state())
-            if jax.process_index() == 0:
+            start, rows = time.monotonic(), {}
+            with telling_what_is_not_finite(step):
+                rows = self.trials(step, state, self.batches.get_state())
+            if rows and jax.process_index() == 0:
                 # Before it is logged, else a run that is killed in between logs it again.
                 self.trials.record(step, rows)
-            # Training may have numbers of the same names.
-            numbers = {f'eval/{name}': row['value'] for name, row in rows.items()}
-            self.writers.write_scalars(step, numbers)
-            self.writers.flush()
+            if rows:
+                # Training may have numbers of the same names.
+                numbers = {f'eval/{name}': row['value'] for name, row in rows.items()}
+                self.writers.write_scalars(step, numbers)
+                self.writers.flush()
             self.since += time.monotonic() - start  # judging is no part of a step's time
 
     def draws(self, step: int) -> bool:
@@ -190,8 +192,12 @@ class Loop:
         start = time.monotonic()
         settled, pictures = program.settled(state), {}
         if program.method.sample_step is not None:
-            pictures['step'] = program.sample(settled, np.arange(program.config.sample.grid))
-        pictures |= self.latent_grids(settled)
+            indices = np.arange(program.config.sample.grid)
+            pictures['step'], finite = program.sampled(settled, indices)
+            with telling_what_is_not_finite(step):
+                program.require_finite(finite)
+        with telling_what_is_not_finite(step):
+            pictures |= self.latent_grids(settled)
         if jax.process_index() == 0:
             for name, made in pictures.items():
                 page = images.grid(made, None if name == 'step' else 8)
@@ -207,6 +213,15 @@ class Loop:
         # As process 0 sees it, which writes them, perhaps just now.
         if not multihost_utils.broadcast_one_to_all(np.bool_(drawn)):
             self.draw(step, state)
+
+
+@contextlib.contextmanager
+def telling_what_is_not_finite(step: int):
+    """A warning in place of NotFinite: training goes on without a picture or a number."""
+    try:
+        yield
+    except NotFinite as error:
+        logging.warning('step %d: %s', step, error)
 
 
 class Interruption:

@@ -133,6 +133,14 @@ def test_mixing_takes_the_layers_of_another(run, layers):
     np.testing.assert_array_equal(page[33:65:2, :32:2], sources[0, ..., 0])
 
 
+def test_images_that_are_not_finite_are_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), 'BASIS', np.full_like(BASIS, np.nan))
+    with pytest.raises(UserError, match='6 of 6 images hold values that are not finite') as error:
+        run('interpolate')
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'explore').exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('extended', [False, True])
 def test_projection_finds_the_latents_of_images(run, tmp_path, extended):

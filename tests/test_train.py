@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -160,6 +161,32 @@ def test_an_evaluation_is_recorded_first_and_logged_by_a_name_of_its_own(tmp_pat
     run.writers.close()
     assert recorded == [2]
     assert json.loads(path.read_text()) == {'step': 2, 'eval/elbo': 1.0}
+
+
+def test_what_is_not_finite_is_told_and_training_goes_on(tmp_path, caplog):
+    """Every second image; the grid is drawn, and no number of such images is kept."""
+
+    def sample(keys, state, condition):
+        lost = jnp.arange(len(keys)) % 2 == 1
+        return jnp.where(lost[:, None, None, None], jnp.nan, jnp.ones((len(keys), 8, 8, 1)))
+
+    config = small(**{'eval.every': 2, 'eval.every_metrics': ('fid',), 'eval.network': 'digits'})
+    method = Method(lambda key, batch: jnp.zeros(()), None, sample)
+    run = train.Loop(program := Program(config, method), tmp_path, SimpleNamespace(get_state=dict))
+    lines = writer.JsonlWriter(tmp_path / 'metrics.jsonl', 0)
+    run.writers, run.since = writer.Writers([lines]), 0.0
+    run.draw(2, program.init())
+    run.evaluate(2, program.init())
+    lines.close()
+    says = 'images hold values that are not finite'
+    assert [x.message.split(': try')[0] for x in caplog.records] == [
+        f'step 2: 2 of 4 {says}',
+        f'step 2: 2 of 4 {says}',
+    ]
+    page = np.asarray(Image.open(tmp_path / 'samples/step_00000002.png'))
+    np.testing.assert_array_equal(page[[4, 4, 40, 40], [4, 40, 4, 40]], [255, 0, 255, 0])
+    assert not (tmp_path / 'evaluations').exists()
+    assert not (tmp_path / 'metrics.jsonl').read_text()
 
 
 @pytest.mark.slow

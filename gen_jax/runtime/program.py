@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.data import pipeline
+from gen_jax.errors import NotFinite
 from gen_jax.method import Method
 from gen_jax.runtime import operations, random, sharding
 from gen_jax.runtime.compilation import compiler_options
+
+# Knobs that may help where images are not finite, {name: (what it is at least, what to do)}.
+HELP = {
+    'tolerance': (0, 'a larger config.sample.knobs.tolerance'),
+    'steps': (0, 'more config.sample.knobs.steps'),
+    'guidance': (1, 'less config.sample.knobs.guidance'),
+}
 
 
 class Program:
@@ -149,11 +157,17 @@ class Program:
         told = {} if self.method.stage is None else {'stage': stage}
         return functools.partial(self.method.train_step, **told)
 
-    def _sample_step(self, seed, state, indices, condition):
+    def _floats(self, seed, state, indices, condition):
         keys = random.sample_keys(seed, 'sample', indices)
         state, condition = self._gathered(state), self._spread(condition)
-        images = self.method.sample_step(self._spread(keys), state, condition)
-        return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+        return self.method.sample_step(self._spread(keys), state, condition)
+
+    def _sample_step(self, seed, state, indices, condition):
+        images = self._floats(seed, state, indices, condition)
+        finite = jnp.isfinite(images)
+        images = jnp.clip(jnp.where(finite, images, -1.0), -1.0, 1.0)
+        levels = jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
+        return levels, jnp.all(finite, tuple(range(1, finite.ndim)))
 
     def _settling(self, seed, state):
         return self.method.settle(random.stream(seed, 'settle'), self._gathered(state))
@@ -241,16 +255,37 @@ class Program:
         """The images of these indices, uint8 [n, h, w, c], `sample.batch_size` at a time.
 
         Every process gets all of them. The last batch is filled up, so that one program serves.
+
+        Raises:
+          NotFinite: some hold values that are no numbers.
         """
+        images, finite = self.sampled(state, indices)
+        self.require_finite(finite)
+        return images
+
+    def sampled(self, state, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `sample` gives, black where it is not finite; and which images are, bool [n]."""
         size = self.config.sample.batch_size
-        images = []
+        images, finite = [], []
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
             filled = np.resize(part, size).astype(np.int32)
             asked = self._put((filled, self.condition(filled)))
-            made = self._sample(self._seed, state, *asked)
-            images.append(jax.device_get(made)[: len(part)])
-        return np.concatenate(images)
+            made = jax.device_get(self._sample(self._seed, state, *asked))
+            images.append(made[0][: len(part)])
+            finite.append(made[1][: len(part)])
+        return np.concatenate(images), np.concatenate(finite)
+
+    def require_finite(self, finite: np.ndarray) -> None:
+        """Raises NotFinite unless all of some images, bool [n], are finite."""
+        if lost := np.count_nonzero(~finite):
+            knobs = self.config.sample.knobs
+            ways = [way for name, (least, way) in HELP.items() if knobs.get(name, least) > least]
+            raise NotFinite(
+                f'{lost} of {len(finite)} images hold values that are not finite: try '
+                f'{"".join(f"{way}, " for way in ways)}another checkpoint (--step), or '
+                'training with a lower config.optimizer.learning_rate'
+            )
 
     def denoise(self, state, x_t: jax.Array, t: jax.Array, condition: dict) -> jax.Array:
         """The method's estimate of clean images; all but the state lie as a batch does."""
@@ -272,9 +307,14 @@ class Program:
         """The method's images of latents that every process holds whole, float32 in [-1, 1].
 
         Where the model knows classes, `label` is int32 [n].
+
+        Raises:
+          NotFinite: as `sample`.
         """
         filled, n = self._filled((latents, {} if label is None else {'label': label}))
-        return jax.device_get(self._decode(state, *self._put(filled)))[:n]
+        images = jax.device_get(self._decode(state, *self._put(filled)))[:n]
+        self.require_finite(np.isfinite(images).all(tuple(range(1, images.ndim))))
+        return images
 
     def _filled(self, tree):
         """Arrays [n, ...], some rows again at the end, so that the mesh divides them; and n."""

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from gen_jax.config import create, default
+from gen_jax.errors import NotFinite
 from gen_jax.method import Method
 from gen_jax.runtime import sharding
 from gen_jax.runtime.program import Program
@@ -167,6 +168,52 @@ def test_what_is_encoded_and_decoded_is_filled_up_and_cut_again(monkeypatch):
     for found in (made.encode(None, {'image': x}), made.decode(None, x, np.arange(5))):
         np.testing.assert_array_equal(found, 2 * x)
     assert seen == [8, 8]
+
+
+def broken(**changes):
+    """A program whose images of class 1 have a NaN each, and those of class 2 an infinite value."""
+    config = default('diffusion.gaussian')
+    config.update_from_flattened_dict({'data.num_classes': 3, 'sample.batch_size': 4, **changes})
+
+    def images(state, x, condition):
+        at = jnp.float32([0.0, jnp.nan, -jnp.inf])[condition['label']]
+        return jnp.zeros((len(at), 8, 8, 1)).at[:, 0, 1, 0].set(at)
+
+    def sample(keys, state, condition):
+        return images(state, keys, condition)
+
+    return Program(config, Method(lambda key, batch: jnp.zeros(()), None, sample, decode=images))
+
+
+def test_images_that_are_not_finite_are_told_and_black_where_that_is_asked_for():
+    made = broken()
+    says = '3 of 5 images hold values that are not finite: try more config.sample.knobs.steps, an'
+    with pytest.raises(NotFinite, match=says) as error:
+        made.sample(0.0, np.arange(5))
+    assert '\n' not in str(error.value)
+    images, finite = made.sampled(0.0, np.arange(5))
+    np.testing.assert_array_equal(finite, [True, False, False, True, False])
+    np.testing.assert_array_equal(images[:, 0, 1, 0], [128, 0, 0, 128, 0])
+    assert (images[:, 1:] == 128).all()
+    assert made.sample(0.0, np.array([0, 3])).dtype == np.uint8
+    z = np.zeros((3, 2), np.float32)
+    with pytest.raises(NotFinite, match='1 of 3 images'):
+        made.decode(0.0, z, np.int32([0, 0, 1]))
+    assert (made.decode(0.0, z, np.zeros(3, np.int32)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'guidance': 4.0}, 'knobs.steps, less config.sample.knobs.guidance, another checkpoint'),
+        ({'steps': 0, 'tolerance': 1e-3}, 'try a larger config.sample.knobs.tolerance, another'),
+    ],
+)
+def test_what_may_help_is_what_the_config_has(changes, says):
+    config = default('diffusion.continuous')
+    config.sample.knobs.update(changes)
+    with pytest.raises(NotFinite, match=says):
+        Program.require_finite(types.SimpleNamespace(config=config), np.zeros(1, bool))
 
 
 @pytest.mark.slow
