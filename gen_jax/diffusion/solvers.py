@@ -230,6 +230,9 @@ def _check_knob(field: str, value: float, name: str) -> None:
     require(0 <= value <= most and math.isfinite(value), field_name, value, expected)
     expected = f'more than 0, as sampler.name={name!r} needs it'
     require(value > 0 or field not in SAMPLERS[name].needs, field_name, value, expected)
+    expected = f'{ode.LEAST_TOLERANCE:g} or more: less is beyond the digits of float32'
+    fits = field != 'tolerance' or value == 0 or value >= ode.LEAST_TOLERANCE
+    require(fits, field_name, value, expected)
 
 
 def _check_options(options) -> None:

@@ -18,6 +18,7 @@ NEEDED = {
     'annealed_langevin': {'sample.knobs.snr': 0.16, 'sampler.corrections': 2},
     'adaptive': {'sample.knobs.tolerance': 1e-3, 'sample.knobs.steps': 0},
 }
+BELOW = {'sampler.name': 'adaptive', 'sample.knobs.tolerance': 1e-8}
 DISCRETE = [name for name, sampler in solvers.SAMPLERS.items() if not sampler.continuous]
 
 
@@ -154,6 +155,7 @@ def test_a_model_of_whole_times_needs_less():
         ({'sample.knobs.steps': 31}, {'most': 30}, '1 to 30'),
         ({'sampler.name': 'adaptive', 'sample.knobs.tolerance': 0.1}, {}, 'chooses its steps'),
         ({'sampler.name': 'adaptive', 'sample.knobs.steps': 0}, {}, 'needs it'),
+        (NEEDED['adaptive'] | BELOW, {}, '1e-07 or more: less is beyond the digits of float32'),
         ({'sampler.name': 'annealed_langevin'}, {}, 'needs it'),
         ({'sample.knobs.snr': 0.1}, {}, 'snr is for predictor_corrector and annealed_langevin'),
         ({'sample.knobs.tolerance': 0.1}, {}, 'tolerance is for adaptive'),
