@@ -12,7 +12,9 @@ FIELDS = {
     'betas': 'linear',  # variances of the steps' noise: linear, scaled_linear, cosine
     'beta_min': 1e-4,  # the first step's, where it is not cosine
     'beta_max': 0.02,  # the last step's
-    'zero_snr': False,  # betas moved so that the last step leaves nothing of the image
+    # Betas moved so that the last step leaves nothing of the image: of models for prediction v or
+    # x_0, and `sampler.spacing` linspace or trailing
+    'zero_snr': False,
     'told': 'time',  # time (t), thousandths (1000 t / T)
 }
 TOLD = ('time', 'thousandths')

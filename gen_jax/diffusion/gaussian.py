@@ -52,6 +52,8 @@ PREDICTIONS = ('eps', 'x_0', 'v')
 LOSSES = ('simple', 'hybrid', 'vlb')
 WEIGHTINGS = ('simple', 'eps', 'x_0', 'min_snr')
 TIMES = ('uniform', 'loss_second_moment')
+# Spacings that begin at the last time whatever the steps are (Lin et al. 2024, section 3.3).
+REACHING = ('linspace', 'trailing')
 
 
 class State(struct.PyTreeNode):
@@ -327,6 +329,9 @@ def _check_fit(diffusion, sampler) -> None:
         'eps',
         "'v' or 'x_0' with zero_snr=True: the last x_t holds nothing of x_0 that eps would tell",
     )
+    fits = sampler.spacing in REACHING or not diffusion.zero_snr
+    expected = f'one of {REACHING} with zero_snr=True: only the last time is pure noise, which'
+    require(fits, 'sampler.spacing', sampler.spacing, f'{expected} samples start from')
     expected = "'hybrid' or 'vlb' with learned_variance=True: nothing else trains variances"
     require(loss != 'simple' or not learned, 'diffusion.loss', loss, expected)
     expected = "'simple' or 'vlb' with learned_variance=False: 'hybrid' trains variances too"

@@ -522,6 +522,10 @@ def test_improved_ddpm_has_the_papers_network(variant):
         ({'diffusion__gamma': 0.0}, 'more than 0'),
         ({'diffusion__vlb_weight': 0.0}, 'more than 0'),
         ({'diffusion__zero_snr': True}, "'v' or 'x_0' with zero_snr=True"),
+        (
+            {'diffusion__zero_snr': True, 'diffusion__prediction': 'v'},
+            r"spacing='linear': expected one of \('linspace', 'trailing'\) with zero_snr",
+        ),
         ({'diffusion__learned_variance': True}, "'hybrid' or 'vlb'"),
         ({'diffusion__loss': 'hybrid'}, "'simple' or 'vlb'"),
         ({'diffusion__loss': 'vlb', 'diffusion__weighting': 'x_0'}, 'weights of its own'),
