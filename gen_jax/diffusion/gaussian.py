@@ -311,7 +311,8 @@ def check(config) -> None:
         require(value in known, f'{room}.{field}', value, f'a known name{nearest(value, known)}')
     discrete.check(diffusion)
     require(diffusion.gamma > 0, 'diffusion.gamma', diffusion.gamma, 'more than 0')
-    require(diffusion.vlb_weight > 0, 'diffusion.vlb_weight', diffusion.vlb_weight, 'more than 0')
+    weight = diffusion.vlb_weight
+    require(0 < weight < np.inf, 'diffusion.vlb_weight', weight, 'more than 0, and finite')
     _check_fit(diffusion, sampler)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')

@@ -521,6 +521,7 @@ def test_improved_ddpm_has_the_papers_network(variant):
         ({'diffusion__times': 'second_moment'}, "did you mean 'loss_second_moment'"),
         ({'diffusion__gamma': 0.0}, 'more than 0'),
         ({'diffusion__vlb_weight': 0.0}, 'more than 0'),
+        ({'diffusion__vlb_weight': float('inf')}, 'vlb_weight=inf: expected more than 0, and fin'),
         ({'diffusion__zero_snr': True}, "'v' or 'x_0' with zero_snr=True"),
         (
             {'diffusion__zero_snr': True, 'diffusion__prediction': 'v'},
