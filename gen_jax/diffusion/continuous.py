@@ -228,11 +228,11 @@ def create(config, guide: Method | None = None) -> Method:
         return steered(x_0, state, x_t, t, condition)
 
     def visited(condition, n):
-        return Path(model.process, knob(config, condition, 'steps', n), sampler.spacing)
+        steps = knob(config, condition, 'steps', n)
+        return Path(model.process, steps, sampler.spacing, sampler.rho)
 
     def sample_step(keys, state, condition):
-        unknown = () if score else solvers.NOISE
-        known = {name: x for name, x in condition.items() if name not in unknown}
+        known = {k: x for k, x in condition.items() if score or k not in solvers.NOISE}
         number = partial(knob, config, known, n=len(keys))
         asked, path = partial(denoise, state, condition=condition), visited(condition, len(keys))
         return conditions.bounded(config, solvers.run(config, asked, path, keys, shape, number))

@@ -149,7 +149,7 @@ class Path(NamedTuple):
       spacing: one of SPACINGS: even steps in t ('linear'), in its root ('quadratic'), in t down to
         the image at 0 ('trailing'), in the root of order rho of sigma / alpha ('karras'; Karras et
         al. 2022, eq. 5), in its logarithm ('log_snr'; Lu et al. 2022, section 3.3).
-      rho: of 'karras'.
+      rho: of 'karras', at least 1.
     """
 
     process: Process

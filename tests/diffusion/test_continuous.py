@@ -298,6 +298,7 @@ CHANGES = [
     {'diffusion.sigma_data': 0.3},
     {'diffusion.range': (0.01, 10.0)},
     {'sampler.spacing': 'linear'},
+    {'sampler.rho': 3.0},
     {'sampler.name': 'heun'},
     {'sampler.clip': True},
 ]

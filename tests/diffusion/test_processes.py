@@ -106,11 +106,11 @@ def test_it_is_near_the_image_too(name):
     np.testing.assert_allclose(process.time(process.sigma(t) / process.alpha(t)), t, rtol=1e-5)
 
 
-@pytest.mark.parametrize('steps', [2, 7, 18])
-def test_karras_times_are_the_papers(steps):
+@pytest.mark.parametrize(('steps', 'rho'), [(2, 7), (7, 7), (18, 7), (7, 3), (7, 1), (7, 100)])
+def test_karras_times_are_the_papers(steps, rho):
     i = np.arange(steps)
-    s = (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    path = Path(processes.edm(), jnp.int32([steps]), 'karras')
+    s = (80 ** (1 / rho) + i / (steps - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+    path = Path(processes.edm(), jnp.int32([steps]), 'karras', rho)
     found = [path.time(jnp.int32(k))[0] for k in range(steps, 0, -1)]
     np.testing.assert_allclose(found, s, rtol=2e-5)
 

@@ -134,7 +134,7 @@ def test_every_option_is_some_samplers():
         for yes in (True, False)
     )
     taken = {x for _, x in of_all('options') + of_all('knobs')}
-    assert known == taken | {'name', 'spacing', 'clip', 'steps'}
+    assert known == taken | {'name', 'spacing', 'rho', 'clip', 'steps'}
     assert known - discrete == set(solvers.CONTINUOUS)
 
 
@@ -167,6 +167,9 @@ def test_a_model_of_whole_times_needs_less():
             'a finite number',
         ),
         ({'sampler.order': 4}, {}, '1, 2 or 3'),
+        ({'sampler.rho': 0.5}, {}, '1 (even steps of sigma / alpha) to 100'),
+        ({'sampler.rho': float('inf')}, {}, "what more comes to is spacing='log_snr'"),
+        ({'sampler.rho': float('nan')}, {}, '1 (even steps of sigma / alpha) to 100'),
         ({'sampler.solver': 'euler'}, {}, 'known are: dopri5, tsit5'),
         ({'sampler.corrections': 0}, {}, 'at least 1'),
         ({'sampler.churn_range': (1.0,)}, {}, '0 <= low < high'),
