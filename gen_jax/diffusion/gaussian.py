@@ -29,7 +29,7 @@ from gen_jax.diffusion import (
 )
 from gen_jax.diffusion.conditions import guided, hide
 from gen_jax.diffusion.predictions import Prediction
-from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, Trajectory, spaced_times
+from gen_jax.diffusion.schedules import SPACINGS, DiscreteProcess, Trajectory
 from gen_jax.method import (
     Method,
     Net,
@@ -118,7 +118,7 @@ def create(config, guide: Method | None = None) -> Method:
     shape = (data.image_size, data.image_size, data.channels)
     num_classes = data.num_classes
     model = Model.from_config(config)
-    process, T = model.process, len(model.process.tau)
+    process = model.process
     steered = guides.steering(config, guide, model.process.level)
 
     def init(key, batch):
@@ -139,7 +139,8 @@ def create(config, guide: Method | None = None) -> Method:
         return estimate(state, x_t, t, condition)[1:]
 
     def visited(condition, n):
-        return Trajectory.create(process, knob(config, condition, 'steps', n), sampler.spacing)
+        steps = knob(config, condition, 'steps', n)
+        return Trajectory.create(process, steps, sampler.spacing, sampler.rho)
 
     def sample_step(keys, state, condition):
         number = partial(knob, config, condition, n=len(keys))
@@ -157,7 +158,7 @@ def create(config, guide: Method | None = None) -> Method:
 
         return bound.evaluate(plain, process, keys, batch['image'], sampler.variance)
 
-    steps = len(spaced_times(T, config.sample.knobs.steps, sampler.spacing))
+    steps = len(process.visited(config.sample.knobs.steps, sampler.spacing, sampler.rho))
     method = Method(
         init,
         make_train_step(config, model),

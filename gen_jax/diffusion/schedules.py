@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 BETAS = ('linear', 'scaled_linear', 'cosine')
-SPACINGS = ('linear', 'quadratic', 'linspace', 'trailing')
+EVEN = ('linear', 'quadratic', 'linspace', 'trailing')  # of times, whatever the noise at these is
+SPACINGS = (*EVEN, 'karras', 'log_snr')
 
 
 def linear_betas(T: int, beta_min: float, beta_max: float) -> np.ndarray:
@@ -73,7 +74,7 @@ def spaced_times(T: int, steps: int, spacing: str) -> np.ndarray:
     Args:
       T: times in all.
       steps: 1 .. T.
-      spacing: one of SPACINGS.
+      spacing: one of EVEN.
 
     Returns:
       Strictly rising int64 [<= steps].
@@ -126,6 +127,26 @@ class DiscreteProcess(NamedTuple):
     def at(self, tau: np.ndarray) -> 'DiscreteProcess':
         """The same process seen at the times tau [S] only; marginals q(x_t | x_0) are unchanged."""
         return self._from_alpha_bar(self.tau[tau], self.alpha_bar[tau])
+
+    def visited(self, steps: int, spacing: str, rho: float = 7.0) -> np.ndarray:
+        """Those of its times that a sampler visits, strictly rising int64 [<= steps].
+
+        With a spacing of EVEN `spaced_times`. 'karras' makes even steps in the root of order rho of
+        sigma / alpha (Karras et al. 2022, eq. 5), 'log_snr' in its logarithm (Lu et al. 2022,
+        section 3.3), and takes the times whose logarithms are nearest: diffusers' timesteps of
+        DPMSolverMultistepScheduler with `use_karras_sigmas` and `use_lu_lambdas`, each once. Of
+        both, sigma / alpha has to be finite. A single step starts at the last time.
+        """
+        T = len(self.tau)
+        if spacing in EVEN or steps == 1:
+            return spaced_times(T, steps, spacing)
+        log_ratio = (np.log1p(-self.alpha_bar) - np.log(self.alpha_bar)) / 2
+        ends = log_ratio[[0, -1]]
+        if spacing == 'log_snr':
+            wanted = np.linspace(*ends, steps)
+        else:
+            wanted = rho * np.log(np.linspace(*np.exp(ends / rho), steps))
+        return np.unique(np.round(np.interp(wanted, log_ratio, np.arange(T))).astype(np.int64))
 
     def alpha(self, t: jax.Array) -> jax.Array:
         """What x_0 is multiplied by at the times numbered t, float32 like t."""
@@ -191,10 +212,10 @@ class Trajectory(NamedTuple):
     """The times that each of n samples visits, on the device: all that a sampler needs to know.
 
     How many these are is traced: other numbers of steps need no other program. What `at` gives is
-    within 1e-6, relatively, of `process.at(spaced_times(T, steps, spacing))`.
+    within 1e-6, relatively, of `process.at(process.visited(steps, spacing, rho))`.
 
     Attributes:
-      count: times that each sample visits, int32 [n]: `steps`, or what `spaced_times` leaves of it.
+      count: times that each sample visits, int32 [n]: `steps`, or what `visited` leaves of it.
       index: int32 [n, 1 + T]: 0, which stands for the image itself, then 1 + t of the times in
         rising order. What follows after `count` of them has no meaning.
       tau: what the network is told at each index, int32 [1 + T].
@@ -213,16 +234,19 @@ class Trajectory(NamedTuple):
         return 1.0
 
     @classmethod
-    def create(cls, process: DiscreteProcess, steps: jax.Array, spacing: str) -> 'Trajectory':
-        """Of the T times of a process, those that `spaced_times` names.
+    def create(
+        cls, process: DiscreteProcess, steps: jax.Array, spacing: str, rho: float = 7.0
+    ) -> 'Trajectory':
+        """Of the T times of a process, those that `process.visited` names.
 
         Args:
           process: its T times are all that there are, whatever `tau` the network is told at them.
           steps: int32 [n], each 1 .. T; traced.
           spacing: one of SPACINGS.
+          rho: of 'karras'.
         """
         T = len(process.tau)
-        bits = jnp.asarray(_visited(T, spacing))[steps - 1]
+        bits = jnp.asarray(_visited(process.alpha_bar.tobytes(), spacing, rho))[steps - 1]
         visited = jnp.unpackbits(bits, axis=1, count=T).astype(bool)  # [n, T]
         index = jnp.sort(jnp.where(visited, jnp.arange(1, T + 1, dtype=jnp.int32), T), axis=1)
         alpha_bar = np.append(1.0, process.alpha_bar)
@@ -248,15 +272,21 @@ class Trajectory(NamedTuple):
 
 
 @functools.cache
-def _visited(T: int, spacing: str) -> np.ndarray:
-    """Row `steps - 1` holds a bit for each time: whether `spaced_times` names it.
+def _visited(alpha_bar: bytes, spacing: str, rho: float) -> np.ndarray:
+    """Row `steps - 1` holds a bit for each time: whether `DiscreteProcess.visited` names it.
 
     A table, since the times of the authors' code come from rounding in float64, which devices lack.
+
+    Args:
+      alpha_bar: float64 [T], as bytes to be remembered by.
+      spacing, rho: see `Trajectory.create`.
 
     Returns:
       uint8 [T, ceil(T / 8)], as np.packbits has it.
     """
+    T = len(alpha_bar) // 8
+    process = DiscreteProcess._from_alpha_bar(np.arange(T), np.frombuffer(alpha_bar))
     visited = np.zeros((T, T), bool)
     for steps in range(1, T + 1):
-        visited[steps - 1, spaced_times(T, steps, spacing)] = True
+        visited[steps - 1, process.visited(steps, spacing, rho)] = True
     return np.packbits(visited, axis=1)

@@ -14,7 +14,7 @@ from gen_jax.diffusion.schedules import Trajectory
 # The knobs of samplers and the most each may be; a sampler that does not know one wants it 0.
 KNOBS = {'eta': 1.0, 'churn': math.inf, 'snr': math.inf, 'tolerance': 1.0}
 # Knobs, and fields of a config's `sampler`, that only continuous time knows.
-CONTINUOUS = ('rho', 'churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
+CONTINUOUS = ('churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
 # Knobs by which a sampler adds noise, where they are above 0.
 NOISE = ('eta', 'churn')
 NO_SCORE = "by the score, which a model of config.diffusion.pairing='optimal' does not tell"
@@ -112,8 +112,8 @@ def defaults(name: str, spacing: str, variance: str, clip: bool, continuous: boo
         'name': name,
         # Each field below is for the samplers that it names. Others leave it alone, so that a flag
         # can set another name and no more.
-        # Of the times visited, by all but adaptive: linear, quadratic, trailing; in discrete time
-        # linspace, in continuous time karras, log_snr
+        # Of the times visited, by all but adaptive: linear, quadratic, trailing, karras, log_snr;
+        # in discrete time also linspace
         'spacing': spacing,
         # Of ancestral, and of the bound: fixed_large, fixed_small; learned_range if it is learned
         'variance': variance,
@@ -240,10 +240,10 @@ def _check_options(options) -> None:
     order, corrections = options.order, options.corrections
     require(order in (1, 2, 3), 'sampler.order', order, '1, 2 or 3')
     require(corrections >= 1, 'sampler.corrections', corrections, 'a whole number of at least 1')
-    if 'churn_range' not in options:
-        return
     expected = "1 (even steps of sigma / alpha) to 100; what more comes to is spacing='log_snr'"
     require(1 <= options.rho <= 100, 'sampler.rho', options.rho, expected)
+    if 'churn_range' not in options:
+        return
     ends, noise, solver = tuple(options.churn_range), options.churn_noise, options.solver
     require(are_ends(ends), 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
     require(0 < noise < math.inf, 'sampler.churn_noise', noise, 'a number above 0')

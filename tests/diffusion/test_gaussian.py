@@ -174,6 +174,17 @@ def test_network_calls_are_the_times_visited():
     assert calls(7, 'linear') == 7
     # The times of many quadratic steps coincide, and are visited once.
     assert calls(20, 'quadratic') == len({int(16 * (i / 19) ** 2 + 1e-9) for i in range(20)}) < 20
+    assert 2 < calls(20, 'karras') < 20
+
+
+def test_rho_decides_which_times_are_visited():
+    made = {}
+    for rho in (1.0, 7.0):
+        method = gaussian.create(config(sampler__spacing='karras', sampler__rho=rho))
+        shapes = jax.eval_shape(method.init, jax.random.key(0), batch())
+        traced = jax.make_jaxpr(method.sample_step)(keys(2), shapes, {})
+        (made[rho],) = (x for x in traced.consts if x.dtype == np.uint8)  # T bits for each steps
+    assert (made[1.0] != made[7.0]).any()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 
 from gen_jax.diffusion.schedules import (
     BETAS,
+    EVEN,
     SPACINGS,
     DiscreteProcess,
     Trajectory,
@@ -128,11 +129,34 @@ def test_spaced_times(steps, spacing, want):
     np.testing.assert_allclose(got, want, atol=1 if spacing == 'quadratic' else 0)
 
 
+def levels(steps, spacing, rho, ends):
+    """Noise levels from the most to the least, as the papers write them."""
+    i = np.arange(steps) / max(steps - 1, 1)
+    if spacing == 'log_snr':
+        return ends[1] * (ends[0] / ends[1]) ** i
+    return (ends[1] ** (1 / rho) + i * (ends[0] ** (1 / rho) - ends[1] ** (1 / rho))) ** rho
+
+
+@pytest.mark.parametrize(('spacing', 'rho'), [('karras', 7.0), ('karras', 2.0), ('log_snr', 7.0)])
+@pytest.mark.parametrize('steps', [1, 2, 10, 50])
+def test_times_of_noise_levels_are_the_nearest(steps, spacing, rho):
+    ratio = np.sqrt(1 / PROCESS.alpha_bar - 1)
+    want = [
+        np.abs(np.log(ratio) - np.log(level)).argmin()
+        for level in levels(steps, spacing, rho, ratio[[0, -1]])
+    ]
+    got = PROCESS.visited(steps, spacing, rho)
+    np.testing.assert_array_equal(got, sorted(set(want)))
+    assert got[-1] == 999
+    assert got[0] == (0 if steps > 1 else 999)
+
+
 @pytest.mark.parametrize('spacing', SPACINGS)
 @pytest.mark.parametrize('T', [2, 7, 1000])
 def test_spaced_times_rise_within_range(T, spacing):
+    process = DiscreteProcess.from_betas(linear_betas(T, 1e-4, 0.02))
     for steps in {1, 2, T // 2 + 1, T - 1, T}:
-        tau = spaced_times(T, steps, spacing)
+        tau = process.visited(steps, spacing)
         assert 1 <= len(tau) <= steps
         assert tau[0] >= 0
         assert tau[-1] < T
@@ -149,7 +173,7 @@ def test_a_trajectory_visits_the_spaced_times_for_every_number_of_steps(T, spaci
     index, count = np.asarray(got.index), np.asarray(got.count)
     assert (index[:, 0] == 0).all()
     for j in range(T):
-        want = spaced_times(T, j + 1, spacing)
+        want = process.visited(j + 1, spacing)
         assert count[j] == len(want)
         np.testing.assert_array_equal(index[j, 1 : 1 + len(want)] - 1, want)
 
@@ -173,17 +197,22 @@ def expected_step(process, i):
     }
 
 
-@pytest.mark.parametrize('spacing', SPACINGS)
+BETAS_OF = {
+    'ddpm': linear_betas(1000, 1e-4, 0.02),
+    'wide': linear_betas(1000, 1e-6, 0.2),
+    'few': linear_betas(20, 1e-4, 0.5),
+    'cosine': cosine_betas(1000),
+    'zero_snr': zero_terminal_snr(cosine_betas(20)),
+}
+
+
 @pytest.mark.parametrize(
-    'betas',
+    ('betas', 'spacing'),
     [
-        linear_betas(1000, 1e-4, 0.02),
-        linear_betas(1000, 1e-6, 0.2),
-        linear_betas(20, 1e-4, 0.5),
-        cosine_betas(1000),
-        zero_terminal_snr(cosine_betas(20)),
+        pytest.param(betas, spacing, id=f'{name}-{spacing}')
+        for name, betas in BETAS_OF.items()
+        for spacing in (EVEN if name == 'zero_snr' else SPACINGS)
     ],
-    ids=['ddpm', 'wide', 'few', 'cosine', 'zero_snr'],
 )
 def test_coefficients_of_a_trajectory_are_those_of_the_process(betas, spacing):
     T = len(betas)
@@ -200,7 +229,7 @@ def test_coefficients_of_a_trajectory_are_those_of_the_process(betas, spacing):
 
     got = {name: np.asarray(x).squeeze() for name, x in table(jnp.arange(T)).items()}  # [T, n]
     for j, steps in enumerate(grid):
-        seen = process.at(spaced_times(T, steps, spacing))
+        seen = process.at(process.visited(steps, spacing))
         count = len(seen.tau)
         for name, want in expected_step(seen, np.arange(count)).items():
             np.testing.assert_allclose(got[name][:count, j], want, rtol=1e-6, err_msg=name)

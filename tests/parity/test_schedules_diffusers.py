@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip('torch')
 pytest.importorskip('diffusers')
 
-from diffusers import DDIMScheduler  # noqa: E402
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # noqa: E402
 
 from gen_jax.diffusion.schedules import (  # noqa: E402
     DiscreteProcess,
@@ -33,6 +33,19 @@ def test_alpha_bar(name, zero_snr):
     # Theirs has rounded its betas, and their product, to float32.
     got = DiscreteProcess.from_betas(betas).alpha_bar
     np.testing.assert_allclose(got, theirs.alphas_cumprod, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+@pytest.mark.parametrize(
+    ('spacing', 'option'), [('karras', 'use_karras_sigmas'), ('log_snr', 'use_lu_lambdas')]
+)
+@pytest.mark.parametrize('steps', [2, 10, 25, 50])
+def test_times_of_noise_levels(steps, spacing, option):
+    theirs = DPMSolverMultistepScheduler(1000, 0.00085, 0.012, 'scaled_linear', **{option: True})
+    theirs.set_timesteps(steps)
+    process = DiscreteProcess.from_betas(make_betas('scaled_linear', 1000, 0.00085, 0.012))
+    visited = np.unique(theirs.timesteps.numpy())  # theirs come again where many are near
+    np.testing.assert_array_equal(process.visited(steps, spacing), visited)
 
 
 @pytest.mark.parametrize('steps', [1, 2, 10, 25, 50, 333, 999, 1000])
