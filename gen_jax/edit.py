@@ -65,7 +65,9 @@ def run(config, folder: Path, step: str | None = None) -> None:
 
 
 def _check(config, method: Method) -> None:
-    edit, able = config.edit, method.edits
+    edit, able, place = config.edit, method.edits, latent.stage_of(config)
+    expected = "'' with --mode=edit: a model of latents knows no images that it could edit"
+    require(not place, 'latent.workdir', place, expected)
     if not able:
         raise UserError(
             f'config.method={config.method!r} cannot edit images: it has no edits; a model of '

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from optax import adam
 
-from gen_jax import benchmark, evaluate, inspect, latent, sample, train
+from gen_jax import benchmark, edit, evaluate, inspect, latent, sample, train
 from gen_jax.config import create, default
 from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
@@ -281,6 +281,9 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
         with pytest.raises(UserError, match=re.escape(says)) as error:
             latent.method(config, guided=True)
         assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match="expected '' with --mode=edit: a model of") as error:
+        edit.run(model(stage), tmp_path / 'run')
+    assert '\n' not in str(error.value)
     shutil.copytree(stage, tmp_path / 'empty')
     shutil.rmtree(tmp_path / 'empty/checkpoints')
     with pytest.raises(UserError, match='no checkpoints in'):
