@@ -69,6 +69,9 @@ def _of_latents(config) -> ml_collections.ConfigDict:
     require(not config.sampler.clip, 'sampler.clip', True, 'False: latents have no bounds')
     expected = "'' with config.latent.workdir: what guides knows images, not latents"
     require(not guided_by(config), 'guide.workdir', guided_by(config), expected)
+    divergence = config.get('likelihood', {}).get('divergence', '')
+    expected = "'' with config.latent.workdir: there is no likelihood of images"
+    require(not divergence, 'likelihood.divergence', divergence, expected)
     factor = config.latent.factor
     expected = '0 (measured) or more, and finite'
     require(0 <= factor < math.inf, 'latent.factor', factor, expected)

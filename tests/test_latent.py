@@ -275,6 +275,10 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
         (model(stage, **{'sampler.clip': True}), 'sampler.clip'),
         *((model(stage, **{'latent.factor': x}), f'latent.factor={x}') for x in (-1.0, INF, NAN)),
         (model(stage, **{'guide.workdir': str(stage)}), 'guide.workdir'),
+        (
+            model(stage, 'diffusion.continuous', **{'likelihood.divergence': 'rademacher'}),
+            "likelihood.divergence='rademacher': expected '' with config.latent.workdir",
+        ),
         (model(tmp_path / 'vae'), 'expected a square map'),
         (model(tmp_path / 'gan'), 'does not encode and decode'),
     ):
