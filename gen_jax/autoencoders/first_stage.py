@@ -38,7 +38,7 @@ from gen_jax.method import (
 )
 from gen_jax.metrics import lpips
 
-CHOICES = ('kind',)
+CHOICES = {'kind': 'first_stage'}
 KINDS = {
     'kl': {'kl_weight': 1e-6},  # of the KL divergence, nats per image
     'vq': {

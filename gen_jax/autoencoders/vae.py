@@ -53,7 +53,7 @@ from gen_jax.method import (
     steps_taken,
 )
 
-CHOICES = ('network', 'objective')
+CHOICES = {'network': 'model', 'objective': 'vae'}
 # What each objective adds to `config.vae`.
 OBJECTIVES = {
     'elbo': {

@@ -44,7 +44,7 @@ from gen_jax.method import (
     steps_taken,
 )
 
-CHOICES = ('network',)
+CHOICES = {'network': 'model'}
 # Methods that can guide this one's samples.
 GUIDES = ('diffusion.continuous',)
 seen = continuous_time.seen

@@ -43,7 +43,7 @@ from gen_jax.method import (
     steps_taken,
 )
 
-CHOICES = ('network',)
+CHOICES = {'network': 'model'}
 # Methods that can guide this one's samples.
 GUIDES = ('diffusion.gaussian', 'diffusion.noised_classifier')
 seen = discrete.seen
