@@ -46,7 +46,8 @@ from gen_jax.method import (
 
 CHOICES = {'network': 'model'}
 # Methods that can guide this one's samples.
-GUIDES = ('diffusion.continuous',)
+GUIDES = ('diffusion.continuous', 'diffusion.noised_classifier')
+TIME = 'continuous'
 seen = continuous_time.seen
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
 PAIRINGS = ('random', 'optimal')
@@ -141,7 +142,8 @@ def create(config, guide: Method | None = None) -> Method:
 
     Args:
       config: as `defaults` has it.
-      guide: what guides samples: a method with `denoise` at the same times. See `guides.guided`.
+      guide: what guides samples: a method with `log_prob` or `denoise` at the same times. See
+        `guides.guided`.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.

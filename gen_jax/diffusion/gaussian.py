@@ -46,6 +46,7 @@ from gen_jax.method import (
 CHOICES = {'network': 'model'}
 # Methods that can guide this one's samples.
 GUIDES = ('diffusion.gaussian', 'diffusion.noised_classifier')
+TIME = 'discrete'
 seen = discrete.seen
 VARIANCES = (*samplers.VARIANCES, 'learned_range')
 PREDICTIONS = ('eps', 'x_0', 'v')
