@@ -19,8 +19,8 @@ Whoever trained it anew found 2.04 to 2.08 without classes (issue 16 of the auth
 Differences: their loss is the sum over values, 3072 times our mean: Adam's epsilon is divided by
 it, and so each step is theirs.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
-so do the augmentation (tests/parity/test_augment.py) and the sampler
-(tests/parity/test_samplers_reference.py).
+so do the loss (tests/parity/test_continuous_losses.py), the augmentation
+(tests/parity/test_augment.py) and the sampler (tests/parity/test_samplers_reference.py).
 
 Variants: those of the table, and
   tiny: drawn shapes and a net of a few thousand parameters; each mode takes seconds.

@@ -29,7 +29,8 @@ no more than (1 + n) / (10 + n) at the n-th step, which in all their steps is le
 exp(-9 / (n - 1)), within 60 / n^2 of it. OT-CFM pairs each noise once; the authors draw pairs of
 the same coupling with replacement.
 Ours: not trained here. The networks agree with the references
-(tests/parity/test_song_unet.py, tests/parity/test_adm_unet.py).
+(tests/parity/test_song_unet.py, tests/parity/test_adm_unet.py), and so do the losses
+(tests/parity/test_continuous_losses.py).
 
 Variants: those of the table, and
   tiny: drawn shapes and a net of a few thousand parameters; each mode takes seconds.

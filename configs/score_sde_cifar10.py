@@ -27,7 +27,8 @@ Euler-Maruyama steps through the times that our ancestral steps visit. VE is wri
 clip and Adam's epsilon are divided by it, and so each step is theirs. Langevin steps of VE take
 norms of each image, theirs means over the batch.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
-so does the likelihood (tests/parity/test_likelihood_score_sde.py).
+so do the losses (tests/parity/test_continuous_losses.py) and the likelihood
+(tests/parity/test_likelihood_score_sde.py).
 
 Variants: those of the table, and
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.

@@ -90,8 +90,8 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
 
     Args:
       method: such as 'diffusion.gaussian'.
-      **choices: on which other fields depend, for methods that name them in `CHOICES`, such as
-        network='dit'. They are fields of the config themselves.
+      **choices: on which other fields depend, such as network='dit', for methods that name them in
+        `CHOICES`, with the part whose fields they say. They are fields of the config themselves.
     """
     config = ml_collections.ConfigDict(
         {
@@ -262,7 +262,7 @@ def require_unlabelled(config: ml_collections.ConfigDict) -> None:
 def defaults_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config of the same method and choices in which all else has its default."""
     _require_there(config, ['method'])
-    choices = getattr(method_module(config.method), 'CHOICES', ())
+    choices = getattr(method_module(config.method), 'CHOICES', {})
     _require_there(config, choices)
     return default(config.method, **{name: config[name] for name in choices})
 
@@ -270,7 +270,7 @@ def defaults_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def validate(config: ml_collections.ConfigDict, guide: Method | None = None) -> None:
     """Checks what can be checked without data or devices, and but for the guide's run."""
     known = defaults_of(config)
-    _same_fields(config, known, '', getattr(method_module(config.method), 'CHOICES', ()))
+    _same_fields(config, known, '', getattr(method_module(config.method), 'CHOICES', {}))
     require(0 <= config.seed < 2**31, 'seed', config.seed, 'a whole number from 0 to 2**31 - 1')
     for field in ('steps', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep'):
         require(config[field] >= 1, field, config[field], 'a whole number of at least 1')
@@ -348,12 +348,13 @@ def _check_optimizer(optimizer) -> None:
     check('decay_steps', lambda x: x == 0 or x > warmup, expected)
 
 
-def _same_fields(config, known, prefix: str, choices: tuple = ()) -> None:
+def _same_fields(config, known, prefix: str, choices: dict) -> None:
     for name in config:
         if name not in known:
-            # The choices say which fields `model` has.
             chosen = [
-                f'; default(METHOD, {x}=...) chooses it' for x in choices * (prefix == 'model.')
+                f'; default(METHOD, {x}=...) chooses it'
+                for x, part in choices.items()
+                if prefix == f'{part}.'
             ]
             close = nearest(name, known)
             raise UserError(f'unknown field config.{prefix}{name}{close}{"".join(chosen)}')

@@ -57,8 +57,8 @@ def parsed(folder: Path, named: str) -> ml_collections.ConfigDict:
         )
     flat = workdir.read_json(path)
     try:
-        choices = getattr(method_module(flat['method']), 'CHOICES', ())
-        config = default(flat['method'], **{name: flat[name] for name in choices})
+        choices = getattr(method_module(flat['method']), 'CHOICES', {})
+        config = default(flat['method'], **{name: flat[name] for name in choices if name in flat})
         known = workdir.flat(config)
         config.update_from_flattened_dict(flat)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -78,6 +78,11 @@ def _check_fit(config, guide) -> None:
         raise UserError(
             f'{_named(config)} is of config.method={guide.method!r}: expected a run of '
             f'{" or ".join(module.GUIDES)}, which can guide {config.method}'
+        )
+    if (time := guide.get('time', module.TIME)) != module.TIME:
+        raise UserError(
+            f'{_named(config)} has config.time={time!r}: expected {module.TIME!r}, the time of '
+            f'{config.method}; train a guide of default(METHOD, time={module.TIME!r})'
         )
     theirs, ours = (
         {f'data.{name}': x.data[name] for name in ('image_size', 'channels')}

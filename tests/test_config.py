@@ -96,6 +96,28 @@ def test_a_field_that_is_not_there_is_named(field):
         create(config)
 
 
+@pytest.mark.parametrize(
+    ('method', 'field', 'chooses'),
+    [
+        ('autoencoders.vae', 'model.chanels', 'network'),
+        ('autoencoders.vae', 'vae.capacity', 'objective'),
+        ('autoencoders.vae', 'pixels.sigmas', ''),
+        ('autoencoders.first_stage', 'first_stage.beta', 'kind'),
+        ('autoencoders.first_stage', 'model.chanels', ''),
+    ],
+)
+def test_an_unknown_field_names_the_choice_that_says_its_parts_fields(method, field, chooses):
+    config = default(method)
+    part, name = field.split('.')
+    with config.unlocked():
+        config[part][name] = 1
+    with pytest.raises(UserError) as error:
+        validate(config)
+    told = str(error.value)
+    assert told.startswith(f'unknown field config.{field}')
+    assert told.endswith(f'; default(METHOD, {chooses}=...) chooses it' if chooses else '?')
+
+
 def test_another_method_lacks_fields():
     """As `--config.method=autoencoders.vae` makes it of a config of diffusion."""
     config = default('diffusion.gaussian')

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from gen_jax.config import create, default
 from gen_jax.errors import UserError
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
+from gen_jax.runtime.config_file import ConfigFile
 from gen_jax.runtime.program import Program
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
+CONFIGS = Path(__file__).parents[1] / 'configs'
 NOISE = {'diffusion.timesteps': 10, 'diffusion.beta_max': 0.5}
 NET = {
     'model.channels': 8,
@@ -43,9 +46,11 @@ def small(method='diffusion.gaussian', **changes):
     return config
 
 
-def small_classifier(**changes):
-    config = default('diffusion.noised_classifier')
-    config.update_from_flattened_dict({**NET, **NOISE, **CLASSIFIER})
+def small_classifier(time='discrete', **changes):
+    config = default('diffusion.noised_classifier', time=time)
+    config.update_from_flattened_dict({**NET, **CLASSIFIER})
+    if time == 'discrete':
+        config.update_from_flattened_dict(NOISE)
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     return config
 
@@ -108,6 +113,24 @@ def test_a_classifier_gives_an_unconditional_model_its_classes(runs, model):
         with pytest.raises(UserError, match=f'holds samples of other settings .*{says}') as error:
             sample.run(other, model)
         assert '\n' not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_the_noise_of_edm_guides_it(tmp_path):
+    """Those of the digits' configs."""
+
+    def tiny(file):
+        return ConfigFile().parse(f'{CONFIGS}/{file}.py:tiny_edm')
+
+    theirs, ours = tmp_path / 'classifier', tmp_path / 'model'
+    trained(tiny('noised_classifier_digits'), theirs, 4)
+    trained(tiny('ddpm_digits'), ours, 4)
+    config = tiny('ddpm_digits')
+    config.guide.workdir, config.sample.knobs.guide = str(theirs), 3.0
+    program = Program(config, guide.method(config))
+    step, state = sample.load(program, ours)
+    assert (step, jax.tree.structure(state)) == (4, jax.tree.structure(program.state_shape))
+    assert program.lower_sample()
 
 
 @pytest.mark.slow
@@ -193,6 +216,14 @@ def test_a_run_from_before_a_field_is_read_with_its_default(runs, tmp_path):
     guide.method(config)
 
 
+def test_a_run_from_before_a_choice_is_read_with_its_default(tmp_path):
+    workdir.claim(small_classifier(), tmp_path)
+    flat = json.loads((tmp_path / 'config.json').read_text())
+    del flat['time']
+    (tmp_path / 'config.json').write_text(json.dumps(flat))
+    assert guide.read(by(tmp_path)).time == 'discrete'
+
+
 # Mistakes.
 
 
@@ -244,17 +275,34 @@ def test_what_the_process_does_not_obey_need_not_agree(tmp_path, method, theirs,
 
 
 @pytest.mark.parametrize(
-    ('field', 'value', 'says'),
+    ('theirs', 'says'),
     [
-        ('range', (0.002, 50.0), r'range=\(0.002, 50.0\): expected \(0.002, 80.0\)'),
-        ('pairing', 'optimal', r"pairing='optimal': expected 'random'"),
+        (
+            small('diffusion.continuous', diffusion__range=(0.002, 50.0)),
+            r'range=\(0.002, 50.0\): expected \(0.002, 80.0\)',
+        ),
+        (
+            small_classifier('continuous', diffusion__range=(0.002, 50.0)),
+            r'range=\(0.002, 50.0\): expected \(0.002, 80.0\)',
+        ),
+        (
+            small('diffusion.continuous', diffusion__pairing='optimal'),
+            r"pairing='optimal': expected 'random'",
+        ),
     ],
 )
-def test_processes_in_continuous_time_agree(tmp_path, field, value, says):
-    workdir.claim(small('diffusion.continuous', **{f'diffusion__{field}': value}), tmp_path)
+def test_processes_in_continuous_time_agree(tmp_path, theirs, says):
+    workdir.claim(theirs, tmp_path)
     config = small('diffusion.continuous', guide__workdir=str(tmp_path))
     with pytest.raises(UserError, match=says):
         guide.read(config)
+
+
+def test_a_classifier_is_trained_at_times_and_told_them_as_it_likes(tmp_path):
+    theirs = {'diffusion__times_std': 3.0, 'diffusion__told': 'log_sigma'}
+    workdir.claim(small_classifier('continuous', **theirs), tmp_path)
+    found = guide.read(small('diffusion.continuous', guide__workdir=str(tmp_path)))
+    assert found.diffusion.told == 'log_sigma'
 
 
 @pytest.mark.slow
@@ -274,20 +322,26 @@ def test_a_checkpoint_that_is_not_there_is_one_line(runs, model, step, says):
 
 
 @pytest.mark.parametrize(
-    ('method', 'says'),
+    ('method', 'theirs', 'says'),
     [
-        ('diffusion.continuous', "'diffusion.noised_classifier': expected a run of diffusion.cont"),
-        ('diffusion.gaussian', "'diffusion.continuous': expected a run of diffusion.gaussian or"),
+        ('diffusion.continuous', small_classifier(), "time='discrete': expected 'continuous'"),
+        (
+            'diffusion.gaussian',
+            small_classifier('continuous'),
+            "time='continuous': expected 'discrete'",
+        ),
+        (
+            'diffusion.gaussian',
+            small('diffusion.continuous'),
+            "'diffusion.continuous': expected a run of diffusion.gaussian or",
+        ),
     ],
 )
-def test_a_guide_is_of_the_same_kind_of_time(runs, tmp_path, method, says):
-    folder = runs / 'classifier'
-    if method == 'diffusion.gaussian':
-        folder = tmp_path / 'other'
-        workdir.claim(small('diffusion.continuous'), folder)
-    config = small(method, guide__workdir=str(folder))
-    with pytest.raises(UserError, match=says):
-        guide.method(config)
+def test_a_guide_is_of_the_same_kind_of_time(tmp_path, method, theirs, says):
+    workdir.claim(theirs, tmp_path)
+    with pytest.raises(UserError, match=says) as error:
+        guide.method(small(method, guide__workdir=str(tmp_path)))
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(

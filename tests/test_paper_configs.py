@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from gen_jax.config import create
-from gen_jax.diffusion import adm, continuous, gaussian
+from gen_jax.diffusion import adm, continuous, continuous_time, gaussian
 from gen_jax.method import ramped_decay
 
 ROOT = Path(__file__).parents[1]
@@ -442,7 +442,8 @@ def test_ve_is_score_sdes_in_images_twice_as_large():
     model = model_of(load(SONG, 've'))
     ends = jnp.float32([0.0, 1.0])
     np.testing.assert_allclose(model.process.sigma(ends) / 2, [0.01, 50.0], rtol=1e-5)
-    np.testing.assert_allclose(model.time(ends), np.log([0.01, 50.0]), rtol=1e-5)
+    told = continuous_time.time(model.told, model.process, ends)
+    np.testing.assert_allclose(told, np.log([0.01, 50.0]), rtol=1e-5)
 
 
 def test_ladder_is_ncsnv2s_in_images_twice_as_large():

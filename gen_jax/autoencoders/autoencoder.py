@@ -28,7 +28,7 @@ from gen_jax.method import (
     optimizer_defaults,
 )
 
-CHOICES = ('network',)
+CHOICES = {'network': 'model'}
 
 
 def defaults(network: str = 'conv') -> dict:

@@ -14,6 +14,7 @@ last convolution's kernel (Esser et al. 2021, equation 7). Two kinds, `config.ki
 Nothing is sampled: a diffusion model draws latents (`config.latent`).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,7 @@ from gen_jax.method import (
 )
 from gen_jax.metrics import lpips
 
-CHOICES = ('kind',)
+CHOICES = {'kind': 'first_stage'}
 KINDS = {
     'kl': {'kl_weight': 1e-6},  # of the KL divergence, nats per image
     'vq': {
@@ -116,91 +117,25 @@ def create(config: ml_collections.ConfigDict) -> Method:
     module = _module(config)
     _check(config)
     data, options, kl = config.data, config.first_stage, config.kind == 'kl'
-    judge, tx, net_name = _judge(config), optimizer(config.optimizer), options.perceptual
+    judge = _judge(config)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
-        x = batch['image']
-        second = None
+        x, tx, second = batch['image'], optimizer(config.optimizer), None
         if judge:
             second = judge.init(jax.random.fold_in(key, 1), x, train=True)
             second = Net.create(second, tx, False)
         net = Net.create(module.init(key, x), tx, config.ema_decay > 0)
-        places = options.perceptual_weights, options.perceptual_heads
-        perceptual = lpips.load(net_name, *places, 'first_stage') if net_name else None
+        name, places = options.perceptual, (options.perceptual_weights, options.perceptual_heads)
+        perceptual = lpips.load(name, *places, 'first_stage') if name else None
         return State(net, second, jax.tree.map(jnp.asarray, perceptual))
-
-    def latents_of(variables, x, keys=None):
-        """Latents, what regularises each image [b], and means by name; drawn where keys are."""
-        if kl:
-            mean, log_var = module.apply(variables, x, method='posterior')
-            z = mean
-            if keys is not None:
-                noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-                z = mean + jnp.exp(log_var / 2) * noise
-            flat = (part.reshape(len(x), -1) for part in (mean, log_var))
-            found = kl_divergence(*flat)
-            return z, options.kl_weight * found, {'kl': found}
-        found = module.apply(variables, x, method='codes')
-        rest = found.codebook + options.commitment * found.commitment
-        told = {'codebook': found.codebook, 'commitment': found.commitment}
-        told |= {'perplexity': perplexity(found.indices, options.codes)}
-        return found.z, options.codebook_weight * rest, told
-
-    def reconstruction(state, back, x):
-        """How far images are from what they were, [b]: a sum over numbers, of 'vq' a mean."""
-        distance = jnp.abs(back - x).mean((1, 2, 3))
-        if net_name:
-            apart = lpips.lpips(state.perceptual, back, x, net_name)
-            distance += options.perceptual_weight * apart
-        return distance * (x[0].size if kl else 1)
-
-    def judged(variables, x):
-        return judge.apply(variables, x, train=True, mutable=['batch_stats'])
-
-    def train_step(key, state, batch):
-        check_batch(batch, data.image_size, data.channels)
-        counts = (steps_taken(state.net) >= options.judged_from).astype(jnp.float32)
-
-        def loss_fn(params, extra, keyed):
-            keys, x = keyed
-            variables = {'params': params, **extra}
-            z, rest, told = latents_of(variables, x, keys)
-            back = module.apply(variables, z, method='decode')
-            apart = reconstruction(state, back, x)
-            loss, metrics = (apart + rest).mean(), {'reconstruction': apart, **told}
-            if judge:
-                fooled = partial(_fooling, judged, state.judge.variables())
-                weight = balance(
-                    module, variables, z, lambda y: reconstruction(state, y, x).mean(), fooled
-                )
-                loss += counts * options.judge_weight * weight * fooled(back)
-                metrics['balance'] = weight
-            return loss, (extra, jax.tree.map(jnp.mean, metrics))
-
-        keyed = jax.random.split(key, len(batch['image'])), batch['image']
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
-        if not judge:
-            return state.replace(net=net), metrics
-
-        def judge_loss(params, extra, keyed):
-            keys, x = keyed
-            z, _, _ = latents_of(net.variables(), x, keys)
-            back = module.apply(net.variables(), z, method='decode')
-            on_real, extra = judged({'params': params, **extra}, x)
-            on_back, extra = judged({'params': params, **extra}, back)
-            loss = (jax.nn.relu(1 - on_real).mean() + jax.nn.relu(1 + on_back).mean()) / 2
-            right = {'real_accuracy': (on_real > 0).mean(), 'fake_accuracy': (on_back < 0).mean()}
-            return counts * loss, (extra, right)
-
-        second, found = descend(state.judge, judge_loss, tx, None, keyed, config.accumulate)
-        found = {f'judge_{name}': value for name, value in found.items()}
-        return state.replace(net=net, judge=second), metrics | found
 
     def encode(state, batch):
         check_batch(batch, data.image_size, data.channels)
         variables, x = state.net.variables(ema=True), batch['image']
-        return latents_of(variables, x)[0] if kl else module.apply(variables, x, method='encode')
+        if kl:
+            return latents_of(config, module, variables, x)[0]
+        return module.apply(variables, x, method='encode')
 
     def decode(state, latents, condition):
         del condition
@@ -210,16 +145,122 @@ def create(config: ml_collections.ConfigDict) -> Method:
     def evaluate_step(keys, state, batch):
         del keys
         x = batch['image']
-        z, _, told = latents_of(state.net.variables(ema=True), x)
+        z, _, told = latents_of(config, module, state.net.variables(ema=True), x)
         terms = {'squared_error': jnp.square(decode(state, z, {}) - x).mean((1, 2, 3))}
         return terms | ({'kl': told['kl']} if kl else {'commitment': told['commitment']})
 
-    return Method(init, train_step, evaluate_step=evaluate_step, encode=encode, decode=decode)
+    return Method(
+        init,
+        make_train_step(config, module, judge),
+        evaluate_step=evaluate_step,
+        encode=encode,
+        decode=decode,
+    )
 
 
-def _fooling(judged, variables: dict, back: jax.Array) -> jax.Array:
+def latents_of(
+    config, module: FirstStage, variables: dict, x: jax.Array, keys: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, dict]:
+    """Latents, what regularises each image [b], and means by name; drawn where keys [b] are."""
+    options = config.first_stage
+    if config.kind == 'kl':
+        mean, log_var = module.apply(variables, x, method='posterior')
+        z = mean
+        if keys is not None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+            z = mean + jnp.exp(log_var / 2) * noise
+        flat = (part.reshape(len(x), -1) for part in (mean, log_var))
+        found = kl_divergence(*flat)
+        return z, options.kl_weight * found, {'kl': found}
+    found = module.apply(variables, x, method='codes')
+    rest = found.codebook + options.commitment * found.commitment
+    told = {'codebook': found.codebook, 'commitment': found.commitment}
+    told |= {'perplexity': perplexity(found.indices, options.codes)}
+    return found.z, options.codebook_weight * rest, told
+
+
+def reconstruction(config, perceptual, back: jax.Array, x: jax.Array) -> jax.Array:
+    """How far images are from what they were, [b]: a sum over numbers, of 'vq' a mean.
+
+    Args:
+      config: with `kind` and `first_stage`.
+      perceptual: LPIPS's variables, where it counts.
+      back, x: images that came back, and that were, [b, h, w, c].
+    """
+    options = config.first_stage
+    distance = jnp.abs(back - x).mean((1, 2, 3))
+    if options.perceptual:
+        apart = lpips.lpips(perceptual, back, x, options.perceptual)
+        distance += options.perceptual_weight * apart
+    return distance * (x[0].size if config.kind == 'kl' else 1)
+
+
+def make_train_step(config, module: FirstStage, judge: PatchDiscriminator | None) -> Callable:
+    """`Method.train_step`."""
+    data, options, tx = config.data, config.first_stage, optimizer(config.optimizer)
+    judge_step = judge and make_judge_step(config, module, judge)
+
+    def train_step(key, state, batch):
+        check_batch(batch, data.image_size, data.channels)
+        counts = (steps_taken(state.net) >= options.judged_from).astype(jnp.float32)
+
+        def loss_fn(params, extra, keyed):
+            keys, x = keyed
+            variables = {'params': params, **extra}
+            z, rest, told = latents_of(config, module, variables, x, keys)
+            far = partial(reconstruction, config, state.perceptual, x=x)
+            back = module.apply(variables, z, method='decode')
+            apart = far(back)
+            loss, metrics = (apart + rest).mean(), {'reconstruction': apart, **told}
+            if judge:
+                fooled = partial(_fooling, judge, state.judge.variables())
+                weight = balance(module, variables, z, lambda y: far(y).mean(), fooled)
+                loss += counts * options.judge_weight * weight * fooled(back)
+                metrics['balance'] = weight
+            return loss, (extra, jax.tree.map(jnp.mean, metrics))
+
+        keyed = jax.random.split(key, len(batch['image'])), batch['image']
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
+        if not judge_step:
+            return state.replace(net=net), metrics
+        second, found = judge_step(counts, net, state.judge, keyed)
+        found = {f'judge_{name}': value for name, value in found.items()}
+        return state.replace(net=net, judge=second), metrics | found
+
+    return train_step
+
+
+def make_judge_step(config, module: FirstStage, judge: PatchDiscriminator) -> Callable:
+    """(how much it counts, the first stage's net, the judge's, (keys, x)) -> (the last, metrics).
+
+    By the hinge loss, of the images that come back from the net after its own step.
+    """
+    tx = optimizer(config.optimizer)
+
+    def judge_step(counts, net, second, keyed):
+        def loss_fn(params, extra, keyed):
+            keys, x = keyed
+            z, _, _ = latents_of(config, module, net.variables(), x, keys)
+            back = module.apply(net.variables(), z, method='decode')
+            on_real, extra = _judged(judge, {'params': params, **extra}, x)
+            on_back, extra = _judged(judge, {'params': params, **extra}, back)
+            loss = (jax.nn.relu(1 - on_real).mean() + jax.nn.relu(1 + on_back).mean()) / 2
+            right = {'real_accuracy': (on_real > 0).mean(), 'fake_accuracy': (on_back < 0).mean()}
+            return counts * loss, (extra, right)
+
+        return descend(second, loss_fn, tx, None, keyed, config.accumulate)
+
+    return judge_step
+
+
+def _judged(judge: PatchDiscriminator, variables: dict, x: jax.Array) -> tuple[jax.Array, dict]:
+    """What the discriminator says of patches, and its statistics after that."""
+    return judge.apply(variables, x, train=True, mutable=['batch_stats'])
+
+
+def _fooling(judge: PatchDiscriminator, variables: dict, back: jax.Array) -> jax.Array:
     """What is small where the discriminator takes images for real: a mean over patches."""
-    return -judged(variables, back)[0].mean()
+    return -_judged(judge, variables, back)[0].mean()
 
 
 def balance(module: FirstStage, variables: dict, z: jax.Array, apart, fooled) -> jax.Array:

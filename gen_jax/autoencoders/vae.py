@@ -26,11 +26,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
-from flax import linen as nn
 from flax import struct
 
-from gen_jax.autoencoders import networks
+from gen_jax.autoencoders import factor, networks
 from gen_jax.autoencoders.autoencoder import (
     Autoencoder,
     corrupted,
@@ -39,6 +37,7 @@ from gen_jax.autoencoders.autoencoder import (
     pixels,
     told_of,
 )
+from gen_jax.autoencoders.factor import Judge, judged, shuffled
 from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
 from gen_jax.config import nearest, require
 from gen_jax.method import (
@@ -53,7 +52,7 @@ from gen_jax.method import (
     steps_taken,
 )
 
-CHOICES = ('network', 'objective')
+CHOICES = {'network': 'model', 'objective': 'vae'}
 # What each objective adds to `config.vae`.
 OBJECTIVES = {
     'elbo': {
@@ -70,17 +69,10 @@ OBJECTIVES = {
         'data_size': 0,  # images of the training split
         'estimator': 'weighted',  # of the aggregate's densities: or stratified
     },
-    'factor': {
-        'gamma': 35.0,  # weight of the total correlation
-        # Of the second net (Kim and Mnih, appendix A): layers, their width, Adam's rate.
-        'judge_layers': 6,
-        'judge_width': 1000,
-        'judge_rate': 1e-4,
-    },
+    'factor': factor.OPTIONS,
     'iwae': {'samples': 50},  # k
 }
 ESTIMATORS = 'weighted', 'stratified'
-JUDGE_B1, JUDGE_B2 = 0.5, 0.9  # of the second net's Adam
 # Samples of z that are weighed at once.
 CHUNK = 10
 
@@ -134,27 +126,6 @@ class VAE(Autoencoder):
         return jnp.split(self.encoder(x, told), 2, axis=-1)
 
 
-class Judge(nn.Module):
-    """Two logits of z: that it is the posterior's, and that its numbers are of different images.
-
-    Kim and Mnih 2018, appendix A.
-
-    Attributes:
-      layers: how many there are.
-      width: of all but the last.
-    """
-
-    layers: int
-    width: int
-
-    @nn.compact
-    def __call__(self, z):
-        """[b, d] -> [b, 2]."""
-        for i in range(self.layers - 1):
-            z = nn.leaky_relu(nn.Dense(self.width, name=f'dense_{i}')(z), 0.2)
-        return nn.Dense(2, name='out')(z)
-
-
 def binarize(keys: jax.Array, image: jax.Array, how: str) -> jax.Array:
     """Images [b, h, w, c] in [-1, 1] as the model is to see them.
 
@@ -181,6 +152,15 @@ class Question(NamedTuple):
     keys: jax.Array
     x: jax.Array
     told: jax.Array | None = None
+
+
+def asked(config, keys: jax.Array, batch: dict) -> Question:
+    """What is asked of a batch, as the model is to see it, example i from keys[i] alone."""
+    data = config.data
+    check_batch(batch, data.image_size, data.channels)
+    pixel_keys, z_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # [b] each
+    x = binarize(pixel_keys, batch['image'], config.vae.binarize)
+    return Question(z_keys, x, told_of(batch, data.num_classes))
 
 
 def bounded(question: Question, module: VAE, variables: dict, noise: float = 0.0) -> tuple:
@@ -265,16 +245,29 @@ def objective(config, terms: dict, z: jax.Array, posterior: tuple, step: jax.Arr
     return options.beta * grown * kl - terms['log_likelihood']
 
 
-def judged(judge: Judge, variables: dict, z: jax.Array, apart: jax.Array) -> jax.Array:
-    """The judge's cross-entropy of z [b, d] and of shuffled ones (Kim and Mnih, algorithm 2)."""
-    of_z, of_apart = (jax.nn.log_softmax(judge.apply(variables, x)) for x in (z, apart))
-    return -(of_z[:, 0].mean() + of_apart[:, 1].mean()) / 2
+def make_losses(config, module: VAE, judge: Judge | None) -> Callable:
+    """(variables, question, step, the judge's net) -> (loss, what is told of it), each [b].
 
+    With a judge of the first half of the images.
+    """
+    options = config.vae
 
-def shuffled(key: jax.Array, z: jax.Array) -> jax.Array:
-    """Each number of z [b, d] from another image of the batch (Kim and Mnih 2018, algorithm 1)."""
-    keys = jax.random.split(key, z.shape[-1])
-    return jax.vmap(jax.random.permutation, (0, 1), 1)(keys, z)
+    def losses(variables, question, step, second):
+        if config.objective == 'iwae':
+            bound = weighed(question, module, variables, options.samples, options.noise)
+            return -bound, {'iw_bound': bound}
+        if judge:  # the other half is for it
+            question = jax.tree.map(lambda x: x[: len(x) // 2], question)
+        terms, z, posterior = bounded(question, module, variables, options.noise)
+        if judge:
+            terms['total_correlation'] = factor.correlation(judge, second.variables(), z)
+            loss = options.gamma * terms['total_correlation'] - terms['elbo']
+        else:
+            loss = objective(config, terms, z, posterior, step)
+        terms['reconstruction'] = terms.pop('log_likelihood')
+        return loss, terms
+
+    return losses
 
 
 # --- the method ----------------------------------------------------------------------------------
@@ -284,7 +277,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     """The VAE that `defaults` describes.
 
     `sample_step` takes `temperature` float32 [n], the standard deviation of z; `evaluate_step`
-    gives what `elbo` does and, with `vae.weighed`, 'iw_bound' of `weighed`. They, `encode` (the
+    gives what `bounded` does and, with `vae.weighed`, 'iw_bound' of `weighed`. They, `encode` (the
     posterior's means [b, d]) and `decode` (the mean images) use the averaged parameters where there
     are any.
 
@@ -294,69 +287,20 @@ def create(config: ml_collections.ConfigDict) -> Method:
     module = _module(config)
     _check(config)
     data, options, classes = config.data, config.vae, config.data.num_classes
-    latent_dim, factor = config.model.latent_dim, config.objective == 'factor'
-    tx = optimizer(config.optimizer)
-    if factor:
-        judge = Judge(options.judge_layers, options.judge_width)
-        judge_tx = optax.adam(options.judge_rate, JUDGE_B1, JUDGE_B2)
+    latent_dim, factored = config.model.latent_dim, config.objective == 'factor'
+    judge = Judge(options.judge_layers, options.judge_width) if factored else None
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
         variables = module.init(key, batch['image'], told_of(batch, classes))
-        second = None
-        if factor:
-            second = judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, latent_dim)))
-            second = Net.create(second, judge_tx, False)
-        return State(Net.create(variables, tx, config.ema_decay > 0), second)
-
-    def asked(keys, batch):
-        """A Question for each image, as the model is to see it, example i from keys[i] alone."""
-        check_batch(batch, data.image_size, data.channels)
-        pixel_keys, z_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # [b] each
-        return Question(
-            z_keys, binarize(pixel_keys, batch['image'], options.binarize), told_of(batch, classes)
-        )
-
-    def train_step(key, state, batch):
-        step = steps_taken(state.net)
-
-        def loss_fn(params, extra, keyed):
-            question, variables = asked(*keyed), {'params': params}
-            if config.objective == 'iwae':
-                bound = weighed(question, module, variables, options.samples, options.noise)
-                return -bound.mean(), (extra, {'iw_bound': bound.mean()})
-            if factor:  # the other half is for the judge
-                question = jax.tree.map(lambda x: x[: len(x) // 2], question)
-            terms, z, posterior = bounded(question, module, variables, options.noise)
-            if factor:
-                logits = judge.apply(state.judge.variables(), z)
-                correlation = logits[:, 0] - logits[:, 1]
-                loss = options.gamma * correlation - terms['elbo']
-                terms['total_correlation'] = correlation
-            else:
-                loss = objective(config, terms, z, posterior, step)
-            mean = jax.tree.map(jnp.mean, terms)
-            mean['reconstruction'] = mean.pop('log_likelihood')
-            return loss.mean(), (extra, mean)
-
-        keyed = jax.random.split(key, len(batch['image'])), batch
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
-        if not factor:
-            return State(net), metrics
-
-        def judge_loss(params, extra, keyed):
-            question = asked(*keyed)
-            mu, log_var = module.apply(net.variables(), *question[1:], method='encode')
-            z, half = drawn(question.keys, mu, log_var), len(mu) // 2
-            # A key of its own: `key` has made those of the images.
-            moved = shuffled(jax.random.fold_in(key, 1), z[half:])
-            return judged(judge, {'params': params}, z[:half], moved), (extra, {})
-
-        second, found = descend(state.judge, judge_loss, judge_tx, None, keyed, config.accumulate)
-        return State(net, second), metrics | {f'judge_{k}': v for k, v in found.items()}
+        net = Net.create(variables, optimizer(config.optimizer), config.ema_decay > 0)
+        if not judge:
+            return State(net)
+        variables = judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, latent_dim)))
+        return State(net, Net.create(variables, factor.optimizer(options), False))
 
     def evaluate_step(keys, state, batch):
-        variables, question = state.net.variables(ema=True), asked(keys, batch)
+        variables, question = state.net.variables(ema=True), asked(config, keys, batch)
         terms = bounded(question, module, variables)[0]
         if options.weighed:
             terms['iw_bound'] = weighed(question, module, variables, options.weighed)
@@ -389,7 +333,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
 
     return Method(
         init,
-        train_step,
+        make_train_step(config, module, judge),
         draw_step if options.drawn else sample_step,
         evaluate_step,
         encode,
@@ -397,6 +341,47 @@ def create(config: ml_collections.ConfigDict) -> Method:
         latent_dim=None if classes else latent_dim,
         latents=latents,
     )
+
+
+def make_train_step(config, module: VAE, judge: Judge | None) -> Callable:
+    """`Method.train_step`."""
+    losses, tx = make_losses(config, module, judge), optimizer(config.optimizer)
+    judge_step = judge and make_judge_step(config, module, judge)
+
+    def train_step(key, state, batch):
+        step = steps_taken(state.net)
+
+        def loss_fn(params, extra, keyed):
+            found = losses({'params': params}, asked(config, *keyed), step, state.judge)
+            loss, terms = jax.tree.map(jnp.mean, found)
+            return loss, (extra, terms)
+
+        keyed = jax.random.split(key, len(batch['image'])), batch
+        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
+        if not judge_step:
+            return State(net), metrics
+        second, found = judge_step(key, net, state.judge, keyed)
+        return State(net, second), metrics | {f'judge_{k}': v for k, v in found.items()}
+
+    return train_step
+
+
+def make_judge_step(config, module: VAE, judge: Judge) -> Callable:
+    """(key, the VAE's net, the judge's, (keys, batch)) -> (the judge's net, metrics)."""
+    tx = factor.optimizer(config.vae)
+
+    def judge_step(key, net, second, keyed):
+        def loss_fn(params, extra, keyed):
+            question = asked(config, *keyed)
+            mu, log_var = module.apply(net.variables(), *question[1:], method='encode')
+            z, half = drawn(question.keys, mu, log_var), len(mu) // 2
+            # A key of its own: `key` has made those of the images.
+            moved = shuffled(jax.random.fold_in(key, 1), z[half:])
+            return judged(judge, {'params': params}, z[:half], moved), (extra, {})
+
+        return descend(second, loss_fn, tx, None, keyed, config.accumulate)
+
+    return judge_step
 
 
 def sampling(config, decode: Callable) -> tuple[Callable, Latents]:

@@ -4,7 +4,6 @@ EDM, the SDEs of Song et al. 2021 and flow matching are choices of `config.diffu
 T steps is `diffusion.gaussian`. With classes, guidance is classifier-free.
 """
 
-import inspect
 import math
 from functools import partial
 from typing import NamedTuple
@@ -12,14 +11,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gen_jax.config import are_ends, nearest, require
+from gen_jax.config import nearest, require
 from gen_jax.diffusion import (
     augment,
     conditions,
+    continuous_time,
     guides,
-    ladder,
     likelihood,
     losses,
     networks,
@@ -46,23 +44,11 @@ from gen_jax.method import (
     steps_taken,
 )
 
-CHOICES = ('network',)
+CHOICES = {'network': 'model'}
 # Methods that can guide this one's samples.
-GUIDES = ('diffusion.continuous',)
-PROCESSES = {
-    'vp_linear': processes.vp_linear,
-    'vp_cosine': processes.vp_cosine,
-    'sub_vp': processes.sub_vp,
-    've': processes.ve,
-    'ladder': ladder.ladder,
-    'edm': processes.edm,
-    'flow': processes.flow,
-}
-# What each takes as `config.diffusion.range`.
-BETAS, SIGMAS = ('beta_min', 'beta_max'), ('sigma_min', 'sigma_max')
-RANGED = {'vp_linear': BETAS, 'sub_vp': BETAS, 've': SIGMAS, 'edm': SIGMAS, 'ladder': SIGMAS}
+GUIDES = ('diffusion.continuous', 'diffusion.noised_classifier')
+TIME = 'continuous'
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
-TOLD = ('time', 'log_ratio', 'log_sigma', 'level')
 PAIRINGS = ('random', 'optimal')
 
 
@@ -71,24 +57,13 @@ def defaults(network: str = 'unet') -> dict:
     return {
         **networks.defaults(network),
         'diffusion': {
-            'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, ladder (NCSN's), edm, flow
-            # Least and most beta (vp_linear, sub_vp) or sigma (ve, ladder, edm); (): the usual ones
-            'range': (),
-            'levels': 232,  # of ladder
+            **continuous_time.FIELDS,
             # Least time of training with times 'uniform', and of the likelihood; with other times
             # and no likelihood it changes nothing. 0: sampling's last
             't_min': 0.0,
             'prediction': 'edm',  # what the network says: eps, x_0, v, score, velocity, edm
-            # What it is told: time (999 t), log_ratio (log(sigma/alpha) / 4, as EDM's networks), or
-            # log_sigma (log(sigma/alpha / 2): score_sde's NCSN++, which count images in [0, 1]), or
-            # level (t: ladder's)
-            'told': 'log_ratio',
             'weighting': 'simple',  # of its errors: simple, eps, x_0, edm, min_snr, likelihood
             'gamma': 5.0,  # of min_snr
-            # At which it is trained: uniform, lognormal, logit_normal, levels (ladder's)
-            'times': 'lognormal',
-            'times_mean': -1.2,  # of the normal
-            'times_std': 1.2,
             'sigma_data': 0.5,  # the data's standard deviation, for prediction and weighting 'edm'
             # Of image and noise in training: random, optimal (OT-CFM: a flow of no classes, by
             # samplers that add no noise)
@@ -130,7 +105,7 @@ class Model(NamedTuple):
       process: what samplers go through.
       taught: what training and the likelihood do, which may begin earlier.
       prediction: the meaning of its output.
-      told: the meaning of its time, one of TOLD.
+      told: the meaning of its time, one of `continuous_time.TOLD`.
     """
 
     network: nn.Module
@@ -144,49 +119,22 @@ class Model(NamedTuple):
         """The one that a config's `diffusion` and `model` describe."""
         diffusion = config.diffusion
         known = predictions.PREDICTIONS | {'edm': predictions.edm(diffusion.sigma_data)}
-        process, network = make_process(diffusion), networks.build(config)
+        process, network = continuous_time.process(diffusion), networks.build(config)
         if diffusion.augment > 0:
             network = network.clone(augment_dim=augment.LABELS)
         taught = process._replace(t_min=diffusion.t_min or process.t_min)
         return cls(network, process, taught, known[diffusion.prediction], diffusion.told)
 
-    def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        return alpha[:, None, None, None], sigma[:, None, None, None]
-
-    def time(self, t: jax.Array) -> jax.Array:
-        """What the network is told of t [n]."""
-        if self.told in ('time', 'level'):
-            return 999 * t if self.told == 'time' else t
-        ratio = self.process.sigma(t) / self.process.alpha(t)
-        return jnp.log(ratio) / 4 if self.told == 'log_ratio' else jnp.log(ratio / 2)
-
     def raw(self, variables, x_t, t, label, **options) -> jax.Array:
         """What the network says, [n, h, w, c]."""
-        scaled = self.prediction.scale(*self.level(t)) * x_t
-        return self.network.apply(variables, scaled, self.time(t), label, **options)
-
-
-def make_process(diffusion) -> Process:
-    """What samplers go through, as `config.diffusion` describes it."""
-    levels = (diffusion.levels,) if diffusion.process == 'ladder' else ()
-    return PROCESSES[diffusion.process](*levels, *diffusion.range)
+        scaled = self.prediction.scale(*self.process.level(t)) * x_t
+        told = continuous_time.time(self.told, self.process, t)
+        return self.network.apply(variables, scaled, told, label, **options)
 
 
 def seen(diffusion) -> dict:
-    """The fields of `config.diffusion` that say what x_t is, with the usual `range` where it is ().
-
-    Guides have the same.
-    """
-    name, found = diffusion.process, {name: diffusion[name] for name in ('process', 'pairing')}
-    if name in RANGED:
-        usual = inspect.signature(PROCESSES[name]).parameters
-        ends = diffusion.range or (usual[end].default for end in RANGED[name])
-        found['range'] = tuple(ends)
-    if name == 'ladder':
-        found['levels'] = diffusion.levels
-    return found
+    """As `continuous_time.seen`, and how noise is drawn, which classifiers do at random."""
+    return {**continuous_time.seen(diffusion), 'pairing': diffusion.get('pairing', 'random')}
 
 
 def create(config, guide: Method | None = None) -> Method:
@@ -201,7 +149,8 @@ def create(config, guide: Method | None = None) -> Method:
 
     Args:
       config: as `defaults` has it.
-      guide: what guides samples: a method with `denoise` at the same times. See `guides.guided`.
+      guide: what guides samples: a method with `log_prob` or `denoise` at the same times. See
+        `guides.guided`.
 
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
@@ -211,7 +160,7 @@ def create(config, guide: Method | None = None) -> Method:
     shape = (data.image_size, data.image_size, data.channels)
     model, tx = Model.from_config(config), optimizer(config.optimizer)
     squares = make_squares(config.diffusion, model)
-    steered = guides.steering(config, guide, model.level)
+    steered = guides.steering(config, guide, model.process.level)
     score = tells_score(config.diffusion)
 
     def init(key, batch):
@@ -223,8 +172,8 @@ def create(config, guide: Method | None = None) -> Method:
     def denoise(state, x_t, t, condition):
         t = jnp.asarray(t, jnp.float32)
         raw = partial(model.raw, guides.own(state).net.variables(ema=True))
-        f = guided(config, raw, model.level, x_t, t, condition)
-        x_0 = model.prediction.x_0(f, x_t, *model.level(t))
+        f = guided(config, raw, model.process.level, x_t, t, condition)
+        x_0 = model.prediction.x_0(f, x_t, *model.process.level(t))
         return steered(x_0, state, x_t, t, condition)
 
     def visited(condition, n):
@@ -239,7 +188,7 @@ def create(config, guide: Method | None = None) -> Method:
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)
-        times = partial(draw_times, config.diffusion, model, n=1)
+        times = partial(continuous_time.draw_times, config.diffusion, model.taught, n=1)
         t = jax.vmap(lambda key: times(jax.random.fold_in(key, 0))[0])(keys)
         eps, label = samplers.normal(keys, 1, shape), labels(batch, data.num_classes)
         variables = state.net.variables(ema=True)
@@ -265,12 +214,6 @@ def tells_score(diffusion) -> bool:
     return diffusion.pairing == 'random'
 
 
-def draw_times(diffusion, model: Model, key: jax.Array, n: int) -> jax.Array:
-    """The times of n training examples, as `config.diffusion` draws them."""
-    mean, std = diffusion.times_mean, diffusion.times_std
-    return losses.draw_times(diffusion.times, model.taught, key, n, mean, std)
-
-
 def make_squares(diffusion, model: Model):
     """(variables, x_0, t, eps, label) -> the weighted squared error of each example, [b]."""
     weight = losses.weighting(
@@ -282,7 +225,7 @@ def make_squares(diffusion, model: Model):
     )
 
     def squares(variables, x_0, t, eps, label, **options):
-        alpha, sigma = model.level(t)
+        alpha, sigma = model.process.level(t)
         f = model.raw(variables, alpha * x_0 + sigma * eps, t, label, **options)
         error = f - model.prediction.target(x_0, eps, alpha, sigma)
         return weight(t) * jnp.mean(error**2, (1, 2, 3))
@@ -298,7 +241,7 @@ def make_train_step(config, model: Model, squares, tx):
         check_batch(batch, data.image_size, data.channels)
         x_0, label = batch['image'], labels(batch, data.num_classes)
         key_t, key_eps, key_label, key_dropout, key_augment = jax.random.split(key, 5)
-        t = draw_times(config.diffusion, model, key_t, len(x_0))
+        t = continuous_time.draw_times(config.diffusion, model.taught, key_t, len(x_0))
         eps = jax.random.normal(key_eps, x_0.shape)
         if share > 0:
             label = hide(key_label, label, share, data.num_classes)
@@ -326,7 +269,8 @@ def bits(options, model: Model, variables, keys, image, label) -> dict:
     """Bits per dimension as `config.likelihood` asks for them, neither guided nor clipped."""
 
     def denoise(x_t, t):
-        return model.prediction.x_0(model.raw(variables, x_t, t, label), x_t, *model.level(t))
+        f = model.raw(variables, x_t, t, label)
+        return model.prediction.x_0(f, x_t, *model.process.level(t))
 
     tolerance = options.tolerance
     found = likelihood.bits_per_dim(
@@ -347,12 +291,10 @@ def bits(options, model: Model, variables, keys, image, label) -> dict:
 def check(config) -> None:
     """Raises UserError where `diffusion`, `sampler` or `sample.knobs` cannot be obeyed."""
     diffusion, sampler = config.diffusion, config.sampler
+    continuous_time.check(diffusion)
     named = (
-        ('process', PROCESSES),
         ('prediction', PREDICTIONS),
-        ('told', TOLD),
         ('weighting', losses.WEIGHTINGS),
-        ('times', losses.TIMES),
         ('pairing', PAIRINGS),
     )
     for field, known in named:
@@ -361,20 +303,15 @@ def check(config) -> None:
     for field, known in (('variance', samplers.VARIANCES), ('spacing', processes.SPACINGS)):
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
-    _check_range(diffusion)
     _check_pairing(config)
-    _check_fit(diffusion, sampler)
-    _check_ladder(diffusion)
-    t_min, most = diffusion.t_min, min(0.1, make_process(diffusion).t_max)
+    _check_flow(diffusion, sampler)
+    t_min, most = diffusion.t_min, min(0.1, continuous_time.process(diffusion).t_max)
     expected = f"0 (the process's) or more, below {most:g}"
     require(0 <= t_min < most, 'diffusion.t_min', t_min, expected)
     _check_likelihood(config)
     require(diffusion.gamma > 0, 'diffusion.gamma', diffusion.gamma, 'more than 0')
-    for field in ('times_std', 'sigma_data'):
-        value = diffusion[field]
-        require(0 < value < math.inf, f'diffusion.{field}', value, 'a number, more than 0')
-    mean = diffusion.times_mean
-    require(math.isfinite(mean), 'diffusion.times_mean', mean, 'a finite number')
+    std = diffusion.sigma_data
+    require(0 < std < math.inf, 'diffusion.sigma_data', std, 'a number, more than 0')
     share, named = diffusion.augment, 'diffusion.augment'
     require(0 <= share <= 1, named, share, 'a probability')
     expected = f"0, because config.network={config.network!r}: only 'song' is told"
@@ -384,19 +321,6 @@ def check(config) -> None:
     require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
     finite, score = diffusion.process != 'flow', tells_score(diffusion)
     solvers.check(config, continuous=True, finite=finite, score=score)
-
-
-def _check_range(diffusion) -> None:
-    name, ends = diffusion.process, tuple(diffusion.range)
-    if not ends:
-        return
-    require(name in RANGED, 'diffusion.range', ends, f'(), as process={name!r} has none')
-    ok = are_ends(ends) and ends[0] > 0 and ends[1] < math.inf
-    require(ok, 'diffusion.range', ends, 'two numbers, 0 < least < most')
-    # alpha at t_max is exp(-sum / 4).
-    some = RANGED[name] != BETAS or sum(ends) < -4 * math.log(np.finfo(np.float32).tiny)
-    expected = 'less beta: so much leaves nothing of the image in float32'
-    require(some, 'diffusion.range', ends, expected)
 
 
 def _check_pairing(config) -> None:
@@ -414,18 +338,6 @@ def _check_pairing(config) -> None:
         require(fits, 'diffusion.pairing', diffusion.pairing, f"'random' with {what}: {why}")
 
 
-def _check_ladder(diffusion) -> None:
-    process = diffusion.process
-    for field, name in (('told', 'level'), ('times', 'levels')):
-        value = diffusion[field]
-        expected = f"another with process={process!r}: {name!r} is for process='ladder'"
-        if process == 'ladder':
-            expected = f"{name!r} with process='ladder'"
-        fits = (value == name) == (process == 'ladder')
-        require(fits, f'diffusion.{field}', value, expected)
-    require(diffusion.levels >= 2, 'diffusion.levels', diffusion.levels, 'at least 2')
-
-
 def _check_likelihood(config) -> None:
     asked, data = config.likelihood, config.data
     if asked.divergence:
@@ -433,17 +345,11 @@ def _check_likelihood(config) -> None:
         likelihood.check(shape, asked, 'config.likelihood.')
 
 
-def _check_fit(diffusion, sampler) -> None:
+def _check_flow(diffusion, sampler) -> None:
     """What a flow, which ends where no signal is left, cannot do."""
     if diffusion.process != 'flow':
-        expected = "'uniform' or 'lognormal': 'logit_normal' is for process='flow'"
-        require(diffusion.times != 'logit_normal', 'diffusion.times', diffusion.times, expected)
         return
-    here = "with process='flow', which starts where sigma / alpha is infinite"
     known, spacings = ('velocity', 'v', 'x_0'), ('linear', 'quadratic', 'trailing')
-    prediction, told, spacing = diffusion.prediction, diffusion.told, sampler.spacing
+    prediction, spacing, here = diffusion.prediction, sampler.spacing, continuous_time.IN_FLOWS
     require(prediction in known, 'diffusion.prediction', prediction, f'one of {known} {here}')
-    require(told == 'time', 'diffusion.told', told, f"'time' {here}")
     require(spacing in spacings, 'sampler.spacing', spacing, f'one of {spacings} {here}')
-    times = diffusion.times
-    require(times != 'lognormal', 'diffusion.times', times, f"'uniform' or 'logit_normal' {here}")

@@ -43,9 +43,10 @@ from gen_jax.method import (
     steps_taken,
 )
 
-CHOICES = ('network',)
+CHOICES = {'network': 'model'}
 # Methods that can guide this one's samples.
 GUIDES = ('diffusion.gaussian', 'diffusion.noised_classifier')
+TIME = 'discrete'
 seen = discrete.seen
 VARIANCES = (*samplers.VARIANCES, 'learned_range')
 PREDICTIONS = ('eps', 'x_0', 'v')

@@ -1,19 +1,26 @@
 """A classifier of noised images, p(label | x_t, t), whose gradient guides a sampler.
 
 Dhariwal and Nichol 2021, section 4 and appendix H: ADM's encoder with attention pooling, trained by
-cross-entropy on x_t = alpha_t x_0 + sigma_t eps at times drawn uniformly from the T of
-`diffusion.gaussian`. A run of this method is what `config.guide.workdir` of such a model may name.
+cross-entropy on x_t = alpha_t x_0 + sigma_t eps. With `config.time` 'discrete' t is drawn uniformly
+from the T times of `diffusion.gaussian`, with 'continuous' as models of `diffusion.continuous` draw
+it, and what x_t is to the network has unit variance. A run of this method is what
+`config.guide.workdir` of such a model may name.
 
 As in the authors' code (github.com/openai/guided-diffusion, scripts/classifier_train.py): Adam with
 decoupled weight decay, and no moving average. It crops images at random (`data.crop`).
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gen_jax.config import require
-from gen_jax.diffusion import adm, discrete, samplers
+from gen_jax.config import nearest, require
+from gen_jax.diffusion import adm, continuous_time, discrete, predictions, samplers
 from gen_jax.method import (
     Method,
     Net,
@@ -25,12 +32,35 @@ from gen_jax.method import (
     recognised,
 )
 
+CHOICES = {'time': 'diffusion'}
+# `config.diffusion` by `config.time`: what the models have that it is to guide, but for how times
+# are drawn and told.
+FIELDS = {
+    'discrete': discrete.FIELDS,
+    'continuous': {
+        **continuous_time.FIELDS,
+        # Twice as wide as EDM's: samples begin at noise that EDM hardly trains for
+        'times_std': 2.4,
+        'sigma_data': 0.5,  # the data's standard deviation, by which x_t is scaled
+    },
+}
 
-def defaults() -> dict:
-    """The method's part of a config: a small net for the house's default data, the 8x8 digits."""
+
+def defaults(time: str = 'discrete') -> dict:
+    """The method's part of a config: a small net for the house's default data, the 8x8 digits.
+
+    Args:
+      time: of the models that it is to guide: discrete (diffusion.gaussian), continuous
+        (diffusion.continuous).
+
+    Raises:
+      UserError: where there is no such time.
+    """
+    require(time in FIELDS, 'time', time, f'a known name{nearest(time, FIELDS)}')
     return {
+        'time': time,
         'model': {**adm.defaults(), 'dropout': 0.0},
-        'diffusion': dict(discrete.FIELDS),  # the model's that it is to guide, but for `told`
+        'diffusion': dict(FIELDS[time]),
         'optimizer': optimizer_defaults(learning_rate=3e-4, weight_decay=0.05),
     }
 
@@ -39,6 +69,43 @@ class State(struct.PyTreeNode):
     """One network."""
 
     net: Net
+
+
+class Noise(NamedTuple):
+    """What noised images are, and what the network is told of them.
+
+    Attributes:
+      level: t [n] -> (alpha, sigma) of x_t, each [n, 1, 1, 1].
+      draw: (key, n) -> times of training, [n].
+      told: t [n] -> the network's time, [n].
+      scale: (alpha, sigma) -> what x_t is multiplied by before the network sees it.
+    """
+
+    level: Callable
+    draw: Callable
+    told: Callable
+    scale: Callable
+
+    @classmethod
+    def from_config(cls, config) -> 'Noise':
+        """As `config.diffusion` describes it."""
+        diffusion = config.diffusion
+        if config.time == 'discrete':
+            process = discrete.process(diffusion)
+            T = len(process.tau)
+            return cls(
+                process.level,
+                lambda key, n: jax.random.randint(key, n, 0, T),
+                partial(discrete.time, diffusion.told, T),
+                lambda alpha, sigma: jnp.ones_like(sigma),
+            )
+        process = continuous_time.process(diffusion)
+        return cls(
+            process.level,
+            partial(continuous_time.draw_times, diffusion, process),
+            partial(continuous_time.time, diffusion.told, process),
+            predictions.edm(diffusion.sigma_data).scale,
+        )
 
 
 def create(config) -> Method:
@@ -51,26 +118,27 @@ def create(config) -> Method:
       UserError: where the config asks for what does not exist or does not fit.
     """
     check(config)
-    data, told, tx = config.data, config.diffusion.told, optimizer(config.optimizer)
-    network, process = adm.classifier_from_config(config), discrete.process(config.diffusion)
-    shape, T = (data.image_size, data.image_size, data.channels), len(process.tau)
+    data, tx = config.data, optimizer(config.optimizer)
+    network, noise = adm.classifier_from_config(config), Noise.from_config(config)
+    shape = data.image_size, data.image_size, data.channels
 
     def init(key, batch):
         check_batch(batch, *shape[1:])
         return State(Net.create(network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1)), tx, False))
 
     def logits(variables, x_t, t, **options):
-        return network.apply(variables, x_t, discrete.time(told, T, t), **options)  # [n, classes]
+        scaled = noise.scale(*noise.level(t)) * x_t
+        return network.apply(variables, scaled, noise.told(t), **options)  # [n, classes]
 
     def noised(x_0, t, eps):
-        alpha, sigma = process.level(t)
+        alpha, sigma = noise.level(t)
         return alpha * x_0 + sigma * eps
 
     def train_step(key, state, batch):
         check_batch(batch, *shape[1:])
         x_0, label = batch['image'], labels(batch, data.num_classes)
         key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        t = jax.random.randint(key_t, len(x_0), 0, T)
+        t = noise.draw(key_t, len(x_0))
         x_t = noised(x_0, t, jax.random.normal(key_eps, x_0.shape))
 
         def loss_fn(params, extra, drawn):
@@ -86,7 +154,7 @@ def create(config) -> Method:
     def evaluate_step(keys, state, batch):
         check_batch(batch, *shape[1:])
         x_0, label = batch['image'], labels(batch, data.num_classes)
-        t = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, T))(keys)
+        t = jax.vmap(lambda key: noise.draw(jax.random.fold_in(key, 0), 1)[0])(keys)
         x_t = noised(x_0, t, samplers.normal(keys, 1, shape))
         return recognised(logits(state.net.variables(), x_t, t), label)
 
@@ -107,4 +175,9 @@ def check(config) -> None:
     """Raises UserError where `data` or `diffusion` cannot be obeyed."""
     classes = config.data.num_classes
     require(classes >= 2, 'data.num_classes', classes, 'the number of classes, 2 or more')
-    discrete.check(config.diffusion)
+    if config.time == 'discrete':
+        discrete.check(config.diffusion)
+        return
+    continuous_time.check(config.diffusion)
+    std = config.diffusion.sigma_data
+    require(0 < std < math.inf, 'diffusion.sigma_data', std, 'a number, more than 0')

@@ -34,6 +34,10 @@ class Process(NamedTuple):
     t_max: float
     prior_std: float = 1.0
 
+    def level(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma) at t [n], each [n, 1, 1, 1]."""
+        return self.alpha(t)[:, None, None, None], self.sigma(t)[:, None, None, None]
+
     def drift(self, t: jax.Array) -> jax.Array:
         """f(t) of dx = f(t) x dt + g(t) dw (Song et al. 2021, eq. 5): d log(alpha) / dt."""
         return _derivative(lambda t: jnp.log(self.alpha(t)), t)

@@ -59,7 +59,7 @@ from gen_jax.method import (
     ramped_decay,
 )
 
-CHOICES = ('network',)
+CHOICES = {'network': 'model'}
 # What `decode` does to its latents, whatever samples are asked for: nothing.
 UNTRUNCATED = {'temperature': 1.0, 'truncation': 0.0, 'psi': 1.0}
 PATH_DECAY = 0.01  # share of a new mean path length in the running one

@@ -7,15 +7,15 @@ import pytest
 from jax.scipy.stats import norm
 
 from gen_jax.config import create, default
-from gen_jax.diffusion import guides, samplers
+from gen_jax.diffusion import guides, processes, samplers
 from gen_jax.diffusion.guides import Guided
+from gen_jax.diffusion.processes import Path
 from gen_jax.diffusion.schedules import DiscreteProcess, Trajectory, linear_betas
 from gen_jax.errors import UserError
 from gen_jax.method import Method
 
 pytestmark = pytest.mark.usefixtures('small_network')
 B, T = 4, 20
-PROCESS = DiscreteProcess.from_betas(linear_betas(100, 1e-3, 0.2))
 STD, BLUR = 0.6, 0.4  # of the images' values, and of what a label says of them
 MEANS = jnp.float32([-0.5, 0.8])  # what the labels say
 
@@ -36,9 +36,9 @@ def small(method='diffusion.gaussian', **changes):
     return config
 
 
-def classifier(**changes):
+def classifier(time='discrete', **changes):
     """Of the noise that `small`'s models know."""
-    config = default('diffusion.noised_classifier')
+    config = default('diffusion.noised_classifier', time=time)
     config.update_from_flattened_dict(
         {
             'data.image_size': 4,
@@ -48,11 +48,11 @@ def classifier(**changes):
             'model.attention': (),
             'model.groups': 4,
             'model.head_channels': 8,
-            'diffusion.timesteps': T,
-            'diffusion.beta_max': 0.4,
-            **{k.replace('__', '.'): v for k, v in changes.items()},
         }
     )
+    if time == 'discrete':
+        config.update_from_flattened_dict({'diffusion.timesteps': T, 'diffusion.beta_max': 0.4})
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     return create(config)
 
 
@@ -89,34 +89,47 @@ def full(value, **others):
 # Gaussians.
 
 
-def exact(x_t, t):
+def exact(process, x_t, t):
     """E[x_0 | x_t] and its variance, of values N(0, STD^2)."""
-    alpha, sigma = PROCESS.level(t)
+    alpha, sigma = process.level(t)
     variance = (alpha * STD) ** 2 + sigma**2
     return alpha * STD**2 / variance * x_t, STD**2 * sigma**2 / variance
 
 
-def log_prob(state, x_t, t, label):
+def log_prob(process, x_t, t, label):
     """Of a label that says each value to be N(MEANS[label], BLUR^2), up to a constant."""
-    mean, variance = exact(x_t, t)
+    mean, variance = exact(process, x_t, t)
     std = jnp.sqrt(variance + BLUR**2)
     return norm.logpdf(MEANS[label][:, None, None, None], mean, std).sum((1, 2, 3))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('scale', [0.0, 1.0])
-def test_a_classifier_makes_of_the_prior_the_posterior(scale):
+# Each with the spacing of its 100 times.
+NOISES = {
+    'discrete': (DiscreteProcess.from_betas(linear_betas(100, 1e-3, 0.2)), 'linear'),
+    'edm': (processes.edm(), 'karras'),
+    've': (processes.ve(), 'log_snr'),
+    'vp': (processes.vp_linear(), 'quadratic'),
+    'flow': (processes.flow(), 'trailing'),
+}
+
+
+@pytest.mark.parametrize(
+    ('noise', 'scale'), [('discrete', 0.0), *((noise, 1.0) for noise in NOISES)]
+)
+def test_a_classifier_makes_of_the_prior_the_posterior(noise, scale):
     """With the exact classifier and s = 1: that of Gaussian values seen through Gaussian noise."""
-    n, shape = 128, (8, 8, 1)
+    n, shape, (process, spacing) = 128, (8, 8, 1), NOISES[noise]
+    # Its state is what knows the process.
     guide = Method(None, None, log_prob=log_prob, num_classes=2)
-    steered = guides.steering(small(), guide, PROCESS.level)
+    steered = guides.steering(small(), guide, process.level)
     given = {'guide': jnp.full(n, scale), 'label': jnp.arange(n) % 2}
-    state = Guided(None, None)
+    state = Guided(None, process)
 
     def denoise(x_t, t):
-        return steered(exact(x_t, t)[0], state, x_t, t, given)
+        return steered(exact(process, x_t, t)[0], state, x_t, t, given)
 
-    path = Trajectory.create(PROCESS, jnp.full(n, 100), 'linear')
+    make = Trajectory.create if noise == 'discrete' else Path
+    path = make(process, jnp.full(n, 100), spacing)
     x_0 = jax.jit(lambda: samplers.ddim(denoise, path, keys(n), shape, jnp.zeros(n)))()
     weight = scale * STD**2 / (STD**2 + BLUR**2)
     std = STD * np.sqrt(1 - weight)
@@ -164,25 +177,34 @@ def test_autoguidance_by_itself_changes_nothing_nor_does_none(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('clip', [False, True])
-def test_a_classifiers_gradient_is_added_to_what_was_clipped(clip):
+@pytest.mark.parametrize(
+    ('method', 'clip'),
+    [('diffusion.gaussian', False), ('diffusion.gaussian', True), ('diffusion.continuous', False)],
+)
+def test_a_classifiers_gradient_is_added_to_what_was_clipped(method, clip):
     """Dhariwal and Nichol 2021, Algorithm 2, written by x_0; the model knows no classes."""
-    guide, plain = classifier(), create(small(sampler__clip=clip))
+    if method == 'diffusion.gaussian':
+        t, time = jnp.int32([0, 5, 12, 19]), 'discrete'
+        alpha = np.sqrt(np.cumprod(1 - linear_betas(T, 1e-4, 0.4)))[t]
+        sigma = np.sqrt(1 - alpha**2)
+    else:
+        t, time = jnp.float32([0.01, 0.3, 2.0, 20.0]), 'continuous'
+        alpha, sigma = np.ones(B), t
+    guide, plain = classifier(time), create(small(method, sampler__clip=clip))
     state = Guided(randomised(plain), randomised(guide, 1))
-    guided = by(small(sampler__clip=clip), guide)
+    guided = by(small(method, sampler__clip=clip), guide)
     assert guided.num_classes == 3
-    x_t, t = 2 * batch()['image'], jnp.int32([0, 5, 12, 19])
+    x_t = 2 * batch()['image']
 
     def log_each(x_t):
         return guide.log_prob(state.guide, x_t, t, batch()['label'])
 
     gradient = jnp.stack([jax.grad(lambda x, i=i: log_each(x)[i])(x_t)[i] for i in range(B)])
-    alpha_bar = np.cumprod(1 - linear_betas(T, 1e-4, 0.4))[t][:, None, None, None]
     got = guided.denoise(state, x_t, t, full(4.0))
     own = plain.denoise(state.own, x_t, t, {})
-    want = own + 4 * (1 - alpha_bar) / np.sqrt(alpha_bar) * gradient
+    want = own + 4 * (sigma**2 / alpha)[:, None, None, None] * gradient
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    assert np.abs(want - own).max(axis=(1, 2, 3)).min() > 1e-3 * (1 - alpha_bar).min()
+    assert np.abs(want - own).max(axis=(1, 2, 3)).min() > 1e-3 * (sigma**2).min()
     np.testing.assert_array_equal(guided.denoise(state, x_t, t, full(0.0)), own)
 
 

@@ -1,20 +1,24 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen_jax.config import create, default
+from gen_jax.diffusion import adm
 from gen_jax.diffusion.schedules import make_betas
 from gen_jax.errors import UserError
 
 B, T = 6, 20
 
 
-def small(**changes):
+def small(time='discrete', **changes):
     """A net of a few thousand parameters; `data__num_classes=2` sets config.data.num_classes."""
-    config = default('diffusion.noised_classifier')
+    config = default('diffusion.noised_classifier', time=time)
+    if time == 'discrete':
+        config.update_from_flattened_dict({'diffusion.timesteps': T, 'diffusion.beta_max': 0.4})
     config.update_from_flattened_dict(
         {
             'data.image_size': 4,
@@ -24,8 +28,6 @@ def small(**changes):
             'model.attention': (4,),
             'model.groups': 4,
             'model.head_channels': 8,
-            'diffusion.timesteps': T,
-            'diffusion.beta_max': 0.4,
             **{k.replace('__', '.'): v for k, v in changes.items()},
         }
     )
@@ -139,6 +141,141 @@ def test_training_finds_bayes_classifier():
     assert np.corrcoef(p)[0, 1] > 0.95
 
 
+class Plain(nn.Module):
+    """Of an image's mean, and of what it is told."""
+
+    @nn.compact
+    def __call__(self, x, t, train=False):
+        h = jnp.stack([x.mean((1, 2, 3)), t], -1)
+        for _ in range(2):
+            h = jnp.tanh(nn.Dense(24)(h))
+        return nn.Dense(3)(h)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """In place of ADM's: it compiles in no time."""
+    monkeypatch.setattr(adm, 'classifier_from_config', lambda config: Plain())
+
+
+# Fields, and written out: x_t's (alpha, sigma), what the network is told, and the times drawn.
+CONTINUOUS = {
+    'edm': (
+        {},
+        lambda t: (jnp.ones_like(t), t),
+        lambda t: jnp.log(t) / 4,
+        lambda key, n: jnp.exp(-1.2 + 2.4 * jax.random.normal(key, n)),
+    ),
+    'flow': (
+        {
+            'diffusion__process': 'flow',
+            'diffusion__told': 'time',
+            'diffusion__times': 'uniform',
+            'diffusion__sigma_data': 0.3,
+        },
+        lambda t: (1 - t, t),
+        lambda t: 999 * t,
+        lambda key, n: 1e-3 + (1 - 1e-3) * jax.random.uniform(key, n),
+    ),
+}
+
+
+LADDER = {
+    'diffusion__process': 'ladder',
+    'diffusion__told': 'level',
+    'diffusion__times': 'levels',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('plain')
+@pytest.mark.parametrize('kind', CONTINUOUS)
+def test_in_continuous_time_it_learns_and_is_judged_of_what_models_see(kind):
+    """Cross-entropy of alpha x_0 + sigma eps, which the network sees with unit variance."""
+    changes, level, told, draw = CONTINUOUS[kind]
+    made = create(config := small('continuous', **changes))
+    state, given = jax.jit(made.init)(jax.random.key(0), batch()), batch()
+
+    @jax.jit
+    def terms(state, t, eps):
+        """Written out, and by `log_prob`."""
+        alpha, sigma = (x[:, None, None, None] for x in level(t))
+        x_t = alpha * given['image'] + sigma * eps
+        scaled = x_t / jnp.sqrt((alpha * config.diffusion.sigma_data) ** 2 + sigma**2)
+        said = jax.nn.log_softmax(Plain().apply(state.net.variables(), scaled, told(t)))
+        want = -said[jnp.arange(B), given['label']]
+        return want, -made.log_prob(state, x_t, t, given['label'])
+
+    @jax.jit
+    def drawn(keys):
+        """As `evaluate_step` draws a time and noise for each image."""
+        each = jax.vmap(jax.random.fold_in, (0, None))
+        t = jnp.concatenate([draw(key, 1) for key in each(keys, 0)])
+        return t, jnp.stack([jax.random.normal(key, (4, 4, 1)) for key in each(keys, 1)])
+
+    found = jax.jit(made.evaluate_step)(keys(B), state, given)
+    for want in terms(state, *drawn(keys(B))):
+        np.testing.assert_allclose(found['cross_entropy'], want, rtol=1e-4)
+    key_t, key_eps, _ = jax.random.split(jax.random.key(1), 3)
+    _, metrics = jax.jit(made.train_step)(jax.random.key(1), state, given)
+    want, _ = terms(state, draw(key_t, B), jax.random.normal(key_eps, given['image'].shape))
+    assert metrics['loss'] == pytest.approx(float(want.mean()), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('plain')
+def test_in_continuous_time_training_finds_bayes_classifier():
+    """Of images that are +m or -m throughout: log odds 2 m sum(x_t) / sigma^2."""
+    made = create(small('continuous', optimizer__learning_rate=1e-2))
+    m, n = 0.3, 256
+    sign = np.tile(np.float32([1, -1]), n // 2)
+    images = np.broadcast_to(m * sign[:, None, None, None], (n, 4, 4, 1))
+    given = {'image': jnp.asarray(images), 'label': jnp.int32(sign > 0)}
+    state = jax.jit(made.init)(jax.random.key(0), given)
+
+    @jax.jit
+    def train(state):
+        def step(state, key):
+            return made.train_step(key, state, given)
+
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 500))
+
+    state, _ = train(state)
+    sigma = np.geomspace(0.3, 20, n)
+    eps = np.random.default_rng(0).standard_normal((n, 4, 4, 1))
+    x_t = jnp.float32(images + sigma[:, None, None, None] * eps)
+    wanted = np.logaddexp(0, -2 * m * np.sum(x_t, (1, 2, 3)) / sigma**2)
+    label, t = jnp.ones(n, jnp.int32), jnp.float32(sigma)
+    p = np.exp([made.log_prob(state, x_t, t, label), -wanted])
+    assert np.abs(p[0] - p[1]).mean() < 0.03
+    assert np.corrcoef(p)[0, 1] > 0.99
+
+
+@pytest.mark.usefixtures('plain')
+@pytest.mark.parametrize(
+    ('change', 'rest'),
+    [
+        ({'diffusion__process': 've'}, {}),
+        ({'diffusion__range': (0.01, 80.0)}, {'diffusion__times': 'uniform'}),
+        ({'diffusion__levels': 10}, LADDER),
+        ({'diffusion__told': 'log_sigma'}, {}),
+        ({'diffusion__times': 'uniform'}, {}),
+        ({'diffusion__times_mean': 0.0}, {}),
+        ({'diffusion__times_std': 1.2}, {}),
+        ({'diffusion__sigma_data': 1.0}, {}),
+    ],
+    ids=str,
+)
+def test_every_field_of_continuous_time_changes_something(change, rest):
+    def program(**changes):
+        made = create(small('continuous', **changes))
+        state = jax.eval_shape(made.init, jax.random.key(0), batch())
+        jaxpr = jax.make_jaxpr(made.train_step)(jax.random.key(0), state, batch())
+        return str(jaxpr), str(jaxpr.consts)
+
+    assert program(**rest | change) != program(**rest)
+
+
 @pytest.mark.slow
 def test_gradients_reach_every_parameter():
     state = randomised(method())
@@ -201,6 +338,33 @@ def test_every_field_changes_something(change):
 def test_mistakes_are_named(changes, says):
     with pytest.raises(UserError, match=says) as error:
         create(small(**changes))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'diffusion__process': 'emd'}, "did you mean 'edm'"),
+        ({'diffusion__range': (2.0, 1.0)}, '0 < least < most'),
+        ({'diffusion__process': 'flow'}, "told='log_ratio': expected 'time' with process='flow'"),
+        ({'diffusion__process': 'ladder'}, "'level' with process='ladder'"),
+        ({'diffusion__times_std': 0.0}, 'times_std=0.0: expected a number, more than 0'),
+        ({'diffusion__sigma_data': 0.0}, 'sigma_data=0.0: expected a number, more than 0'),
+    ],
+)
+def test_mistakes_of_continuous_time_are_named(changes, says):
+    with pytest.raises(UserError, match=says) as error:
+        create(small('continuous', **changes))
+    assert '\n' not in str(error.value)
+
+
+def test_a_time_that_there_is_not_and_fields_of_the_other_are_told():
+    with pytest.raises(UserError, match=r"config\.time='continuos'.*did you mean 'continuous'"):
+        default('diffusion.noised_classifier', time='continuos')
+    config = small()
+    config.time = 'continuous'
+    with pytest.raises(UserError, match=r'diffusion\.\w+.* default\(METHOD, time=') as error:
+        create(config)
     assert '\n' not in str(error.value)
 
 

@@ -99,7 +99,7 @@ def test_annealed_langevin_dynamics_agree(model, monkeypatch):
 
     def denoise(x_t, t):
         f = model.raw(variables, x_t, t, None)
-        return model.prediction.x_0(f, x_t, *model.level(t))
+        return model.prediction.x_0(f, x_t, *model.process.level(t))
 
     n, steps = len(x), noise.shape[1]
     snr = jnp.full(n, (step_lr / 2) ** 0.5 / 0.1)  # 0.1: their sigma_L
