@@ -13,6 +13,7 @@ scripts, the rest we could not look up:
     (none)   65,438,568   300,000   1024
     at_256   54,096,360   500,000    256
 
+Plan: docs/plan.md.
 Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accuracy` and the
 `cross_entropy` (nats) of the validation images, noised to times drawn evenly. Chance: 0.1%, 6.9.
 

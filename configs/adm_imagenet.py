@@ -12,8 +12,7 @@ FID of 50,000 samples by ancestral sampling of 250 of the 1000 steps:
     at_256                553,838,086  1,980,000    256  10.94; guided 4.59
     at_256_unconditional  552,814,086  1,980,000    256  26.21; guided 12.00
 
-Plan: at 64x64 on 128 chips of v5e (v5e:8x16, --config.sample.batch_size=128), 20 hours at best
-(2,500 chip-hours); 10.5 GiB a chip. At 256x256 not planned yet.
+Plan: docs/plan.md, of 64x64.
 
 The guided numbers are by a run of configs/adm_classifier_imagenet.py:at_256: add to --mode=evaluate
 --config.guide.workdir=runs/adm_classifier_imagenet_at_256 and the authors' scale,

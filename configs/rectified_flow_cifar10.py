@@ -16,8 +16,8 @@ Dormand and Prince with tolerance 1e-5:
 The authors' code trains for 1,300,000 steps unless stopped; of its checkpoints every 100,000 steps
 the eighth is what they released as the model of FID 2.58.
 Cost: 1,300,000 steps of 1-rectified flow about 5 days on one A100 (their issue 12), which makes 3
-for 800,000; OT-CFM 60 hours on one V100 (their issue 105). Plan: network and batch of the former
-are those of configs/score_sde_cifar10.py, which has 1,300,000 steps.
+for 800,000; OT-CFM 60 hours on one V100 (their issue 105).
+Plan: docs/plan.md.
 
 Differences: time runs from the image to the noise here, and the networks are told 999 t of that
 time; Liu et al. tell 999 (1 - t), Tong et al. 1 - t. Training draws times in [1e-3, 1], away from

@@ -19,7 +19,7 @@ uniformly dequantized and repeated 5 times, for the last one (the paper's tables
 The counts of NCSN++ have its 128 random frequencies in them, which are not trained.
 Cost: batches are of 128 images; on four V100 a step of NCSN++ takes 0.20 s in the authors' README,
 which makes 72 hours.
-Plan: DDPM++ on 16 chips of v5e, 4.1 hours at best (66 chip-hours); 1.5 GiB a chip.
+Plan: docs/plan.md.
 
 Differences: --mode=evaluate goes through the test set once. For VP and sub-VP they take
 Euler-Maruyama steps through the times that our ancestral steps visit. VE is written for images in
