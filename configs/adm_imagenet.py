@@ -1,22 +1,24 @@
-"""ADM on ImageNet (Dhariwal and Nichol 2021, Diffusion Models Beat GANs), at 64x64 and 256x256.
+"""ADM on ImageNet (Dhariwal and Nichol 2021, Diffusion Models Beat GANs), at 64x64 to 512x512.
 
     python main.py --config=configs/adm_imagenet.py --workdir=runs/adm_imagenet64
     python main.py --config=configs/adm_imagenet.py:at_256 --workdir=runs/adm_imagenet256
 
 Networks and diffusion as the flags in the authors' README have them, learned variances and L_hybrid
-(github.com/openai/guided-diffusion); batches, steps and learning rates as in the paper's appendix.
+(github.com/openai/guided-diffusion); batches, steps and learning rates as in the paper's table 11.
 FID of 50,000 samples by ancestral sampling of 250 of the 1000 steps:
 
     variant               parameters   steps      batch  FID
     (none)                295,904,454    540,000   2048  2.07
+    at_128                421,529,606  4,360,000    256  5.91; guided 2.97
     at_256                553,838,086  1,980,000    256  10.94; guided 4.59
     at_256_unconditional  552,814,086  1,980,000    256  26.21; guided 12.00
+    at_512                558,997,638  1,940,000    256  23.24; guided 7.72
 
 Plan: docs/plan.md, of 64x64.
 
-The guided numbers are by a run of configs/adm_classifier_imagenet.py:at_256: add to --mode=evaluate
---config.guide.workdir=runs/adm_classifier_imagenet_at_256 and the authors' scale,
---config.sample.knobs.guide=1, or =10 where the model is unconditional.
+The guided numbers are by a run of configs/adm_classifier_imagenet.py of the same size: add to
+--mode=evaluate --config.guide.workdir=runs/adm_classifier_imagenet_at_256 and the authors' scale,
+--config.sample.knobs.guide=1, at_128 =0.5, at_512 =4, where the model is unconditional =10.
 
 Data: TFDS wants ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in its folder
 downloads/manual. Images are cropped to their middle and made smaller as they are read; half are
@@ -78,16 +80,18 @@ def get_config(variant: str = ''):
 
     config.eval.metrics = ('fid', 'sfid', 'prdc')
 
-    at_256 = {
-        'steps': 1_980_000,
+    larger = {  # of all but 64x64
         'batch_size': 256,
-        'data.image_size': 256,
         'model.channels': 256,
-        'model.multipliers': (1, 1, 2, 2, 4, 4),
         'model.blocks': 2,
         'model.dropout': 0.0,
         'diffusion.betas': 'linear',
         'optimizer.learning_rate': 1e-4,
+    }
+    at_256 = larger | {
+        'steps': 1_980_000,
+        'data.image_size': 256,
+        'model.multipliers': (1, 1, 2, 2, 4, 4),
     }
     tiny = TINY | {
         'data.source': 'digits',
@@ -108,7 +112,21 @@ def get_config(variant: str = ''):
     return vary(
         config,
         variant,
+        at_128=larger
+        | {
+            'steps': 4_360_000,
+            'data.image_size': 128,
+            'model.multipliers': (1, 1, 2, 3, 4),
+            'model.heads': 4,
+            'model.head_channels': 0,
+        },
         at_256=at_256,
         at_256_unconditional=at_256 | {'data.num_classes': 0},
+        at_512=larger
+        | {
+            'steps': 1_940_000,
+            'data.image_size': 512,
+            'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4),
+        },
         tiny=tiny,
     )

@@ -9,9 +9,8 @@ song     github.com/yang-song/score_sde at 0acb9e0, configs/default_cifar10_conf
          configs/{vp,subvp,ve}/cifar10_*_continuous.py
 ermon    github.com/ermongroup/ncsnv2 at 1bcea03, configs/cifar10.yml
 karras   github.com/NVlabs/edm at 008a4e5, README.md ("Training new models") and train.py
-dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, steps and learning
-         rates from the paper (appendix I); of the classifiers these and their weight decay are
-         from memory of it and from others' training scripts, see the config
+dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, steps, rates
+         and weight decay from the paper (appendix I, tables 11 and 12)
 liu      github.com/gnobitab/RectifiedFlow at 5a1fd4d,
          ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py
 tong     github.com/atong01/conditional-flow-matching at cacd4dc, examples/images/cifar10
@@ -47,10 +46,14 @@ ROWS = {
     (IMAGENET, ''): (295_899_267, 2500, 511),
     (IMAGENET, 'deterministic'): (295_899_267, 2500, 79),
     (DHARIWAL, ''): (295_904_454, 1105.92, 250),
+    (DHARIWAL, 'at_128'): (421_529_606, 1116.16, 250),
     (DHARIWAL, 'at_256'): (553_838_086, 506.88, 250),
     (DHARIWAL, 'at_256_unconditional'): (552_814_086, 506.88, 250),
+    (DHARIWAL, 'at_512'): (558_997_638, 496.64, 250),
     (CLASSIFIERS, ''): (65_438_568, 307.2, 0),
+    (CLASSIFIERS, 'at_128'): (42_568_040, 76.8, 0),
     (CLASSIFIERS, 'at_256'): (54_096_360, 128, 0),
+    (CLASSIFIERS, 'at_512'): (54_448_360, 128, 0),
     (FLOW, ''): (61_804_419, 102.4, None),
     (FLOW, 'icfm'): (35_746_307, 51.2, None),
     (FLOW, 'ot_cfm'): (35_746_307, 51.2, None),
@@ -131,6 +134,22 @@ NOISED = ADM | {
     'optimizer.b2': 0.999,
     'optimizer.warmup': 0,
     'optimizer.clip': 0.0,
+}
+LARGER = GUIDED | {  # than 64x64
+    'batch_size': 256,
+    'model.channels': 256,
+    'model.blocks': 2,
+    'model.dropout': 0.0,
+    'diffusion.betas': 'linear',
+    'optimizer.learning_rate': 1e-4,
+}
+LARGER_NOISED = NOISED | {
+    'batch_size': 256,
+    'model.blocks': 2,
+    'diffusion.betas': 'linear',
+    'optimizer.learning_rate': 3e-4,
+    'optimizer.decay': 'linear',  # --anneal_lr
+    'optimizer.weight_decay': 0.05,
 }
 VP = (
     SAME
@@ -332,17 +351,18 @@ RECIPES = {
         'diffusion.betas': 'cosine',  # --noise_schedule
         'optimizer.learning_rate': 3e-4,
     },
-    (DHARIWAL, 'at_256'): GUIDED
+    (DHARIWAL, 'at_128'): LARGER
     | {
-        'batch_size': 256,
-        'data.image_size': 256,
-        'model.channels': 256,
-        'model.blocks': 2,
-        'model.dropout': 0.0,
-        'diffusion.betas': 'linear',
-        'optimizer.learning_rate': 1e-4,
+        'data.image_size': 128,
+        'model.multipliers': (1, 1, 2, 3, 4),  # create_model's, of --image_size
+        'model.heads': 4,  # --num_heads
+        'model.head_channels': 0,
     },
+    (DHARIWAL, 'at_256'): LARGER
+    | {'data.image_size': 256, 'model.multipliers': (1, 1, 2, 2, 4, 4)},
     (DHARIWAL, 'at_256_unconditional'): {'data.num_classes': 0},
+    (DHARIWAL, 'at_512'): LARGER
+    | {'data.image_size': 512, 'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4)},
     (CLASSIFIERS, ''): NOISED
     | {
         'batch_size': 1024,
@@ -355,17 +375,23 @@ RECIPES = {
         'optimizer.decay_steps': 300_000,
         'optimizer.weight_decay': 0.2,
     },
-    (CLASSIFIERS, 'at_256'): NOISED
+    (CLASSIFIERS, 'at_128'): LARGER_NOISED
     | {
-        'batch_size': 256,
+        'data.image_size': 128,
+        'model.multipliers': (1, 1, 2, 3, 4),
+        'optimizer.decay_steps': 300_000,
+    },
+    (CLASSIFIERS, 'at_256'): LARGER_NOISED
+    | {
         'data.image_size': 256,
         'model.multipliers': (1, 1, 2, 2, 4, 4),
-        'model.blocks': 2,
-        'diffusion.betas': 'linear',
-        'optimizer.learning_rate': 3e-4,
-        'optimizer.decay': 'linear',
         'optimizer.decay_steps': 500_000,
-        'optimizer.weight_decay': 0.05,
+    },
+    (CLASSIFIERS, 'at_512'): LARGER_NOISED
+    | {
+        'data.image_size': 512,
+        'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4),
+        'optimizer.decay_steps': 500_000,
     },
     (FLOW, ''): SAME
     | DDPMPP
