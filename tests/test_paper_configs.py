@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import math
-from pathlib import Path
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ from paper_recipes import (
 
 from gen_jax.config import create
 from gen_jax.diffusion import adm, continuous, gaussian
+from gen_jax.diffusion.processes import Path
 from gen_jax.method import ramped_decay
 
-ROOT = Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[1]
 MODELS = {'diffusion.continuous': continuous.Model, 'diffusion.gaussian': gaussian.Model}
 
 EVERY = pytest.mark.parametrize(('file', 'variant'), ROWS, ids=lambda name: name or 'main')
@@ -130,6 +131,7 @@ def test_edm_counts_in_images(file, half_life, ramp):
     [
         (SONG, 've', 0.5 * 32 * 32 * 3),  # reduce_mean False: half the sum
         (SONG, 've_deep', 0.5 * 32 * 32 * 3),
+        (SONG, 've_discrete', 0.5 * 32 * 32 * 3),
         (LADDER, '', 0.5 * 32 * 32 * 3),  # half the sum
         (KARRAS, '', 32 * 32 * 3),  # loss.sum() over a batch's share
         (FACES, '', 64 * 64 * 3),
@@ -148,6 +150,19 @@ def test_ve_is_score_sdes_in_images_twice_as_large():
     ends = jnp.float32([0.0, 1.0])
     np.testing.assert_allclose(model.process.sigma(ends) / 2, [0.01, 50.0], rtol=1e-5)
     np.testing.assert_allclose(model.time(ends), np.log([0.01, 50.0]), rtol=1e-5)
+
+
+def test_discrete_ve_visits_score_sdes_levels_in_images_twice_as_large():
+    config = load(SONG, 've_discrete')
+    process = model_of(config).process
+    path = Path(process, jnp.int32([config.sample.knobs.steps]), config.sampler.spacing)
+    sigmas = np.exp(np.linspace(np.log(0.01), np.log(50), 1000))  # VESDE.discrete_sigmas
+    for i in (999, 500, 1, 0):
+        now = path.at(jnp.int32(i))
+        assert now.t == pytest.approx(i, abs=1e-3)
+        found = now.noise_std.item() / 2, now.noise_std_prev.item() / 2
+        before = sigmas[i - 1] if i else 0.0  # adjacent_sigma
+        assert found == pytest.approx((sigmas[i], before), rel=1e-4)
 
 
 def test_ladder_is_ncsnv2s_in_images_twice_as_large():

@@ -6,7 +6,8 @@ ho       github.com/hojonathanho/diffusion at 1e0dceb, scripts/run_cifar.py and
 nichol   github.com/openai/improved-diffusion at 1bc7bbb, README.md ("Models and
          Hyperparameters") and improved_diffusion/script_util.py
 song     github.com/yang-song/score_sde at 0acb9e0, configs/default_cifar10_configs.py and
-         configs/{vp,subvp,ve}/cifar10_*_continuous.py
+         configs/{vp,subvp,ve}/cifar10_*_continuous.py; of what is discrete
+         configs/vp/cifar10_ddpmpp.py, configs/ve/cifar10_ncsnpp.py, sde_lib.py
 ermon    github.com/ermongroup/ncsnv2 at 1bcea03, configs/cifar10.yml
 karras   github.com/NVlabs/edm at 008a4e5, README.md ("Training new models") and train.py
 dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, steps, rates
@@ -34,6 +35,8 @@ ROWS = {
     (SONG, 'sub_vp_deep'): (106_632_579, 121.6, 1000),
     (SONG, 've'): (62_758_915, 166.4, 2000),
     (SONG, 've_deep'): (107_587_075, 121.6, 2000),
+    (SONG, 'discrete'): (61_804_419, 166.4, 1000),
+    (SONG, 've_discrete'): (62_693_251, 166.4, 2000),
     (LADDER, ''): (29_694_083, 38.4, 1161),
     (KARRAS, ''): (55_733_891, 200, 35),
     (KARRAS, 'conditional'): (55_735_299, 200, 35),
@@ -317,6 +320,35 @@ RECIPES = {
     (SONG, 'sub_vp_deep'): VP | {'diffusion.process': 'sub_vp', 'model.blocks': 8},
     (SONG, 've'): NCSN,
     (SONG, 've_deep'): NCSN | {'model.blocks': 8},
+    (SONG, 'discrete'): SAME
+    | DDPMPP
+    | {
+        'network': 'song',
+        'model.dropout': 0.1,
+        'model.blocks': 4,
+        'diffusion.timesteps': 1000,  # model.num_scales
+        'diffusion.betas': 'linear',
+        'diffusion.beta_min': 0.1 / 1000,  # model.beta_min / N
+        'diffusion.beta_max': 20.0 / 1000,
+        'diffusion.prediction': 'eps',  # get_ddpm_loss_fn
+        'diffusion.loss': 'simple',
+        'diffusion.told': 'time',
+        'optimizer.clip': 1.0,
+        'optimizer.eps': 1e-8,
+        'ema_decay': 0.9999,
+        'sampler.name': 'ancestral',  # sampling.predictor; sampling.corrector: none
+        'sampler.variance': 'fixed_large',  # vpsde_update_fn
+        'sampler.clip': False,
+    },
+    (SONG, 've_discrete'): NCSN
+    | {
+        'model.embedding': 'positional',
+        'diffusion.process': 'ladder',
+        'diffusion.levels': 1000,  # model.num_scales
+        'diffusion.times': 'levels',
+        'diffusion.told': 'level',
+        'sample.knobs.steps': 1000,
+    },
     (LADDER, ''): ERMON,
     (KARRAS, ''): CIFAR | DDPMPP,
     (KARRAS, 'conditional'): CIFAR | DDPMPP | {'data.num_classes': 10},
