@@ -13,6 +13,7 @@ from paper_recipes import (
     DHARIWAL,
     FACES,
     FLOW,
+    HO,
     IMAGENET,
     KARRAS,
     LADDER,
@@ -129,6 +130,7 @@ def test_edm_counts_in_images(file, half_life, ramp):
 @pytest.mark.parametrize(
     ('file', 'variant', 'times_our_loss'),
     [
+        (HO, 'bound', 1 / 1000),  # _vb_terms_bpd is not multiplied by T
         (SONG, 've', 0.5 * 32 * 32 * 3),  # reduce_mean False: half the sum
         (SONG, 've_deep', 0.5 * 32 * 32 * 3),
         (SONG, 've_discrete', 0.5 * 32 * 32 * 3),
@@ -141,7 +143,7 @@ def test_edm_counts_in_images(file, half_life, ramp):
 def test_steps_are_those_of_a_loss_that_is_larger(file, variant, times_our_loss):
     optimizer = load(file, variant).optimizer
     assert optimizer.eps * times_our_loss == pytest.approx(1e-8, rel=1e-6)
-    if file == SONG:
+    if file in (HO, SONG):
         assert optimizer.clip * times_our_loss == pytest.approx(1.0, rel=1e-6)  # optim.grad_clip
 
 

@@ -27,6 +27,7 @@ CLASSIFIERS, LADDER = 'adm_classifier_imagenet', 'ncsnv2_cifar10'
 ROWS = {
     (HO, ''): (35_746_307, 102.4, 1000),
     (HO, 'ddim'): (35_746_307, 102.4, 49),  # the first two of its 50 times are both 0
+    (HO, 'bound'): (35_746_307, 102.4, 1000),
     (NICHOL, ''): (52_546_438, 64, 4000),
     (NICHOL, 'vlb'): (52_546_438, 64, 4000),
     (SONG, ''): (61_804_419, 166.4, 1000),
@@ -308,6 +309,8 @@ RECIPES = {
         'sampler.clip': False,
         'sample.knobs.eta': 0.0,
     },
+    (HO, 'bound'): DDPM
+    | {'diffusion.loss': 'vlb', 'optimizer.clip': 1e3, 'optimizer.eps': 1e-5},  # loss_type: kl
     (NICHOL, ''): IMPROVED,
     (NICHOL, 'vlb'): IMPROVED
     | {
