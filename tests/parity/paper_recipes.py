@@ -15,6 +15,8 @@ dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, step
 liu      github.com/gnobitab/RectifiedFlow at 5a1fd4d,
          ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py
 tong     github.com/atong01/conditional-flow-matching at cacd4dc, examples/images/cifar10
+lipman   the paper's table 3 and appendix E.2; parameters as guided-diffusion's UNetModel has them
+         with ADM's blocks
 """
 
 HO, NICHOL = 'ddpm_cifar10', 'improved_ddpm_cifar10'
@@ -61,6 +63,7 @@ ROWS = {
     (FLOW, ''): (61_804_419, 102.4, None),
     (FLOW, 'icfm'): (35_746_307, 51.2, None),
     (FLOW, 'ot_cfm'): (35_746_307, 51.2, None),
+    (FLOW, 'fm_ot'): (171_268_099, 100.096, None),
 }
 
 # In the authors' terms: optimiser, moving average, network, data.
@@ -441,4 +444,29 @@ RECIPES = {
     },
     (FLOW, 'icfm'): TONG | {'diffusion.pairing': 'random'},
     (FLOW, 'ot_cfm'): TONG | {'diffusion.pairing': 'optimal'},
+    (FLOW, 'fm_ot'): {
+        'network': 'adm',
+        'model.channels': 256,
+        'model.blocks': 2,  # Depth
+        'model.multipliers': (1, 2, 2, 2),  # Channels multiple
+        'model.head_channels': 64,  # Heads Channels
+        'model.attention': (16,),
+        'model.dropout': 0.0,
+        'batch_size': 256,
+        'steps': 391_000,
+        'optimizer.learning_rate': 5e-4,
+        'optimizer.decay': 'linear',  # Polynomial Decay
+        'optimizer.decay_steps': 391_000,
+        'optimizer.warmup': 45_000,
+        'optimizer.b1': 0.9,
+        'optimizer.b2': 0.999,
+        'optimizer.weight_decay': 0.0,
+        'optimizer.eps': 1e-8,
+        'optimizer.clip': 0.0,
+        'data.num_classes': 0,
+        'diffusion.process': 'flow',
+        'diffusion.prediction': 'velocity',
+        'diffusion.times': 'uniform',
+        'diffusion.pairing': 'random',
+    },
 }
