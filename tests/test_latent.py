@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optax import adam
+from safetensors.numpy import save_file
 
 from gen_jax import benchmark, edit, evaluate, inspect, latent, sample, train
+from gen_jax.autoencoders import first_stage
 from gen_jax.config import create, default
 from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
+from gen_jax.interop.diffusers_first_stage import torch_name
+from gen_jax.interop.tensors import to_tensors
 from gen_jax.method import Net
 from gen_jax.metrics import lpips
 from gen_jax.runtime import workdir
@@ -136,6 +140,45 @@ def test_training_learns_the_latents_and_leaves_the_stage(stage, tmp_path, capsy
     assert FINGERPRINT.search(out)[1] == said
     for name, net in (('own.net', state.own.net), ('stage.net', state.stage.net)):
         assert f'{name}: {inspect.count(net.params):,} parameters' in out
+
+
+def leave_published(folder, **changes):
+    """The folder of an `AutoencoderKL` of diffusers, as `first()` has it; returns its variables."""
+    program, random = Program(first(), create(first())), np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: np.asarray(0.3 * random.standard_normal(x.shape), np.float32),
+        program.state_shape.net.params,
+    )
+    named = to_tensors({'params': params}, torch_name, lambda path: 0)
+    folder.mkdir()
+    save_file(named, folder / 'diffusion_pytorch_model.safetensors')
+    fields = {
+        '_class_name': 'AutoencoderKL',
+        'block_out_channels': [4, 8, 8],
+        'down_block_types': ['DownEncoderBlock2D'] * 3,
+        'up_block_types': ['UpDecoderBlock2D'] * 3,
+        'layers_per_block': 1,
+        'norm_num_groups': 2,
+        'latent_channels': 2,
+    }
+    (folder / 'config.json').write_text(json.dumps(fields | changes))
+    return {'params': params}
+
+
+def test_a_published_first_stage_needs_no_run(tmp_path):
+    variables = leave_published(tmp_path / 'vae')
+    config = model(tmp_path, **{'latent.factor': 0.5, 'data.num_classes': 6})
+    program = Program(config, latent.method(config))
+    state = latent.begun(program, program.state_shape, None, None)
+    equal(state.stage.net.params, variables['params'])
+    assert (state.stage.judge, state.stage.perceptual, state.factor) == (None, None, 0.5)
+    # What it encodes is what the networks of a run with these weights would.
+    image = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3), minval=-1.0)
+    batch = {'image': image, 'label': jnp.zeros(4, jnp.int32)}
+    plain = first_stage.State(Net(variables['params'], None, (), {}), None, None)
+    z = jax.jit(create(first()).encode)(plain, batch)
+    found = jax.jit(latent.method(config).encode)(state.replace(own=None), batch)
+    np.testing.assert_allclose(found, z, atol=1e-5)
 
 
 def test_frozen_nets_are_the_averaged_ones():
@@ -264,6 +307,9 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
     gan = default('gans.adversarial')
     gan.update_from_flattened_dict({**SHARED, 'model.width': 4})
     workdir.claim(gan, tmp_path / 'gan')
+    leave_published(tmp_path / 'grey', in_channels=1, out_channels=1)
+    bare = {'use_quant_conv': False, 'use_post_quant_conv': False}
+    leave_published(tmp_path / 'bare', **bare)
     for config, says in (
         (
             model(tmp_path / 'nowhere'),
@@ -281,6 +327,9 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
         ),
         (model(tmp_path / 'vae'), 'expected a square map'),
         (model(tmp_path / 'gan'), 'does not encode and decode'),
+        (model(tmp_path / 'grey', **{'latent.step': '7'}), "latent.step='7': expected ''"),
+        (model(tmp_path / 'grey'), 'channels=1: expected 3'),
+        (model(tmp_path / 'bare'), 'expected networks that autoencoders.first_stage has'),
     ):
         with pytest.raises(UserError, match=re.escape(says)) as error:
             latent.method(config, guided=True)
