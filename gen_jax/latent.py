@@ -45,7 +45,7 @@ def method(config: ml_collections.ConfigDict, guided: bool = False) -> Method:
     """
     if not stage_of(config):
         return guide.method(config) if guided else create(config)
-    inner = _of_latents(config)
+    inner = of_latents(config)
     return staged(create(inner), create(_stage(config)), inner.data)
 
 
@@ -62,7 +62,7 @@ def _stage(config) -> ml_collections.ConfigDict:
     return stage
 
 
-def _of_latents(config) -> ml_collections.ConfigDict:
+def of_latents(config) -> ml_collections.ConfigDict:
     """The config with what the latents are in place of what images are.
 
     Raises:

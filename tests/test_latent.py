@@ -218,7 +218,7 @@ def test_samples_are_decoded_latents(stage, tmp_path):
     state = restored(program, tmp_path)
     assert state.factor == 2.0
     keys, condition = jax.random.split(jax.random.key(0), 3), {}
-    inner, below = create(latent._of_latents(config)), create(first())
+    inner, below = create(latent.of_latents(config)), create(first())
     z = inner.sample_step(keys, state.own, condition)
     assert z.shape == (3, 4, 4, 2)
     want = below.decode(state.stage, z / 2, condition)
@@ -232,7 +232,7 @@ def test_samples_are_decoded_latents(stage, tmp_path):
 
 def test_the_loss_is_that_of_the_latents(stage):
     config = model(stage)
-    method, inner = latent.method(config), create(latent._of_latents(config))
+    method, inner = latent.method(config), create(latent.of_latents(config))
     below = create(first())
     image = jax.random.uniform(jax.random.key(1), (8, 16, 16, 3), minval=-1.0)
     batch, key = {'image': image, 'label': jnp.zeros(8, jnp.int32)}, jax.random.key(2)

@@ -409,6 +409,9 @@ def test_a_row_is_what_the_planning_process_leaves(interpreter, tmp_path):
     assert row == ('first_stage_256', 'v4:2x2x1', '1.00', 'draws nothing', '1,234')
     found.write_text(json.dumps([{'train_step': memory, 'sample_step': memory}]))
     assert plan_scaling.planned('a', 'b') == ('a', 'b', '1.00', '1.00', '-')
+    latents = 'case $x in --config.latent.workdir=*) test -f "${x#*=}/config.json" && ok=1;; esac'
+    interpreter(f'{copied}; for x; do {latents}; done; test $ok')
+    assert plan_scaling.planned('dit_imagenet', 'v4:2x2x1')[2] == '1.00'
 
 
 def test_only_a_compilers_own_fault_is_a_row(interpreter):

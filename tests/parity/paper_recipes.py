@@ -15,6 +15,8 @@ dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, step
 liu      github.com/gnobitab/RectifiedFlow at 5a1fd4d,
          ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py
 tong     github.com/atong01/conditional-flow-matching at cacd4dc, examples/images/cifar10
+peebles  github.com/facebookresearch/DiT at ed81ce2, train.py, diffusion/__init__.py, sample_ddp.py;
+         sections 4 and 5.1 of the paper
 lipman   the paper's table 3 and appendix E.2; parameters as guided-diffusion's UNetModel has them
          with ADM's blocks
 """
@@ -22,6 +24,7 @@ lipman   the paper's table 3 and appendix E.2; parameters as guided-diffusion's 
 HO, NICHOL = 'ddpm_cifar10', 'improved_ddpm_cifar10'
 SONG, KARRAS, FACES = 'score_sde_cifar10', 'edm_cifar10', 'edm_ffhq64'
 IMAGENET, DHARIWAL, FLOW = 'edm_imagenet64', 'adm_imagenet', 'rectified_flow_cifar10'
+DIT = 'dit_imagenet'
 CLASSIFIERS, LADDER = 'adm_classifier_imagenet', 'ncsnv2_cifar10'
 
 # File and variant: parameters as the reference counts them, millions of images in training, calls
@@ -60,6 +63,8 @@ ROWS = {
     (CLASSIFIERS, 'at_128'): (42_568_040, 76.8, 0),
     (CLASSIFIERS, 'at_256'): (54_096_360, 128, 0),
     (CLASSIFIERS, 'at_512'): (54_448_360, 128, 0),
+    (DIT, ''): (675_129_632, 1792, 250),
+    (DIT, 'at_512'): (675_129_632 + 3 * 256 * 1152, 768, 250),  # positions of 1024 patches, not 256
     (FLOW, ''): (61_804_419, 102.4, None),
     (FLOW, 'icfm'): (35_746_307, 51.2, None),
     (FLOW, 'ot_cfm'): (35_746_307, 51.2, None),
@@ -157,6 +162,42 @@ LARGER_NOISED = NOISED | {
     'optimizer.learning_rate': 3e-4,
     'optimizer.decay': 'linear',  # --anneal_lr
     'optimizer.weight_decay': 0.05,
+}
+PEEBLES = {
+    'network': 'dit',
+    'model.size': 'XL',  # DiT-XL/2
+    'model.patch': 2,
+    'batch_size': 256,
+    'data.num_classes': 1000,
+    'data.flip': True,
+    'data.fit': 'resize',  # to the middle, center_crop_arr
+    'optimizer.learning_rate': 1e-4,
+    'optimizer.b1': 0.9,
+    'optimizer.b2': 0.999,
+    'optimizer.eps': 1e-8,
+    'optimizer.weight_decay': 0.0,
+    'optimizer.warmup': 0,
+    'optimizer.decay_steps': 0,
+    'optimizer.clip': 0.0,
+    'ema_decay': 0.9999,
+    'ema_rampup': 0.0,
+    'latent.factor': 0.18215,
+    'diffusion.timesteps': 1000,  # diffusion_steps
+    'diffusion.betas': 'linear',  # noise_schedule
+    'diffusion.beta_min': 1e-4,
+    'diffusion.beta_max': 0.02,
+    'diffusion.prediction': 'eps',  # predict_xstart=False
+    'diffusion.learned_variance': True,  # learn_sigma
+    'diffusion.loss': 'hybrid',  # use_kl=False
+    'diffusion.vlb_weight': 1e-3,  # rescale_learned_sigmas=False: 1 / T
+    'diffusion.times': 'uniform',
+    'diffusion.told': 'time',
+    'diffusion.label_dropout': 0.1,  # class_dropout_prob
+    'sampler.name': 'ancestral',  # p_sample_loop
+    'sampler.variance': 'learned_range',
+    'sampler.spacing': 'linspace',
+    'sampler.clip': False,  # clip_denoised
+    'sample.knobs.steps': 250,  # --num-sampling-steps
 }
 VP = (
     SAME
@@ -431,6 +472,8 @@ RECIPES = {
         'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4),
         'optimizer.decay_steps': 500_000,
     },
+    (DIT, ''): PEEBLES | {'data.image_size': 256, 'steps': 7_000_000},
+    (DIT, 'at_512'): PEEBLES | {'data.image_size': 512, 'steps': 3_000_000},
     (FLOW, ''): SAME
     | DDPMPP
     | {
