@@ -20,7 +20,7 @@ Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accu
 Data: as configs/adm_imagenet.py says; half are mirrored, and of each at least 0.8 of the shorter
 side is shown, cropped at random.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_adm_unet.py), and
-gen_jax/interop/adm.py reads their weights.
+--config.init_from takes their weights (docs/diffusion.md).
 
 Variants: those of the table, and
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.

@@ -29,7 +29,8 @@ Differences: bfloat16 instead of float16. The authors halve images by means befo
 filter. Guided ancestral steps: gen_jax/diffusion/guides.py.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_adm_unet.py);
 losses, bound and respacing do with their parent repository's
-(tests/parity/test_improved_diffusion.py).
+(tests/parity/test_improved_diffusion.py). --config.init_from takes their weights
+(docs/diffusion.md).
 
 Variants: those of the table, and
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.

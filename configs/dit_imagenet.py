@@ -28,6 +28,7 @@ means before their bicubic filter.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_dit_network.py), the
 autoencoder with diffusers' (tests/parity/test_first_stages.py); losses, bound and respacing, which
 the authors have from there, with improved-diffusion's (tests/parity/test_improved_diffusion.py).
+--config.init_from takes the authors' weights, or a folder of diffusers (docs/diffusion.md).
 
 Variants:
   at_512: at 512x512; a first stage that is no folder of diffusers has to be trained at that size.

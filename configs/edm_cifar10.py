@@ -20,7 +20,8 @@ Differences: their loss is the sum over values, 3072 times our mean: Adam's epsi
 it, and so each step is theirs.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
 so do the augmentation (tests/parity/test_augment.py) and the sampler
-(tests/parity/test_samplers_reference.py).
+(tests/parity/test_samplers_reference.py). --config.init_from takes their networks' state dicts
+(docs/diffusion.md).
 
 Variants: those of the table, and
   tiny: drawn shapes and a net of a few thousand parameters; each mode takes seconds.

@@ -15,7 +15,8 @@ is theirs. Sampling starts from noise of the largest sigma, theirs from uniform 
 Their `fast_fid` compares checkpoints by 1,000 samples each; here the last one is asked.
 Ours: not trained here. Network and sampler agree with the authors'
 (tests/parity/test_ncsnv2_network.py), and so do levels and loss
-(tests/parity/test_ladder_ncsnv2.py); gen_jax.interop.ncsnv2 reads their checkpoints.
+(tests/parity/test_ladder_ncsnv2.py). --config.init_from takes their checkpoints
+(docs/diffusion.md).
 
 Variants:
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.

@@ -31,7 +31,8 @@ network, from the least noise up, theirs from the most down. Their VE loss is ha
 values, 1536 times our mean: clip and Adam's epsilon are divided by it, and so each step is theirs.
 Langevin steps of VE take norms of each image, theirs means over the batch.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
-so does the likelihood (tests/parity/test_likelihood_score_sde.py).
+so does the likelihood (tests/parity/test_likelihood_score_sde.py). --config.init_from takes the
+checkpoints of their PyTorch (docs/diffusion.md), but of `ve_discrete`.
 
 Variants: those of the table, and
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.

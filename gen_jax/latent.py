@@ -110,9 +110,13 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
 
     Args:
       program: of the model.
-      state: with a first stage that knows nothing.
-      source: of the training images, of which some tell how far latents spread.
+      state: of which nothing but `own` matters.
+      source: of the training images, of which some tell how far latents spread; None: there are
+        none.
       load: (shape, folder, step, field) -> (step, state) of a run.
+
+    Raises:
+      UserError: there is no such first stage, or nothing tells the factor.
     """
     options, stage = program.config.latent, _stage(program.config)
     shape, _ = _described(create(stage), stage.data)
@@ -123,12 +127,13 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
         trained = jax.device_put(published, placed)
     else:
         _, trained = load(sharding.laid_out(shape, placed), place, step, 'config.latent.step')
-    state = state.replace(stage=frozen(trained))
-    factor = options.factor
+    factor, where = options.factor, program.state_shape.factor.sharding
+    state = state.replace(stage=frozen(trained), factor=jax.device_put(np.float32(1), where))
+    expected = 'a number with config.init_from, such as 0.18215: 0 is measured in training'
+    require(factor or source is not None, 'latent.factor', factor, expected)
     if not factor:
         # From all of it: a folder's images lie class by class.
         spread = np.linspace(0, len(source) - 1, MEASURED).astype(int).reshape(-1, PART)
         parts = (program.given(sources.read(source, part)) for part in spread)
         factor = 1 / np.std([program.encode(state, part) for part in parts])
-    where = program.state_shape.factor.sharding
     return state.replace(factor=jax.device_put(np.float32(factor), where))

@@ -16,9 +16,11 @@ from safetensors.numpy import save_file
 from gen_jax import benchmark, edit, evaluate, inspect, latent, sample, train
 from gen_jax.autoencoders import first_stage
 from gen_jax.config import create, default
+from gen_jax.diffusion import dit
 from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
 from gen_jax.interop.diffusers_first_stage import torch_name
+from gen_jax.interop.dit import to_reference
 from gen_jax.interop.tensors import to_tensors
 from gen_jax.method import Net
 from gen_jax.metrics import lpips
@@ -179,6 +181,32 @@ def test_a_published_first_stage_needs_no_run(tmp_path):
     z = jax.jit(create(first()).encode)(plain, batch)
     found = jax.jit(latent.method(config).encode)(state.replace(own=None), batch)
     np.testing.assert_allclose(found, z, atol=1e-5)
+
+
+def test_published_weights_of_both_stages_need_no_training(tmp_path):
+    """A DiT's file and an autoencoder's folder, as they lie, are a state to sample from."""
+    variables = leave_published(tmp_path / 'vae')
+    config = default('diffusion.gaussian', network='dit')
+    given = {'latent.factor': 0.5, 'latent.workdir': str(tmp_path), 'model.depth': 1}
+    given |= {'init_from': str(tmp_path / 'dit.safetensors')}
+    config.update_from_flattened_dict(SHARED | MODEL | given)
+    program = Program(config, latent.method(config))
+    random, own = np.random.default_rng(2), program.state_shape.own
+    params = jax.tree.map(
+        lambda x: random.standard_normal(x.shape).astype(np.float32), own.net.params
+    )
+    net = dit.from_config(latent.of_latents(config), 0)
+    save_file(to_reference(params, net, 4), tmp_path / 'dit.safetensors')
+    step, state = sample.load(program, tmp_path / 'run')
+    assert (step, state.factor) == (0, 0.5)
+    equal(state.own.net.ema, params)
+    equal(state.stage.net.params, variables['params'])
+    laid_out = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), program.state_shape)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == laid_out
+    config.latent.factor = 0.0
+    with pytest.raises(UserError, match=r'latent\.factor=0\.0: expected a number with') as error:
+        sample.load(program, tmp_path / 'run')
+    assert '\n' not in str(error.value)
 
 
 def test_frozen_nets_are_the_averaged_ones():

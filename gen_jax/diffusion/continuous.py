@@ -30,12 +30,11 @@ from gen_jax.diffusion import (
     uses,
 )
 from gen_jax.diffusion.conditions import guided, hide
-from gen_jax.diffusion.gaussian import State
+from gen_jax.diffusion.gaussian import State, first_state
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.processes import Path, Process
 from gen_jax.method import (
     Method,
-    Net,
     check_batch,
     descend,
     knob,
@@ -218,7 +217,7 @@ def create(config, guide: Method | None = None) -> Method:
         check_batch(batch, data.image_size, data.channels)
         label = jnp.zeros(1, jnp.int32) if data.num_classes else None
         variables = model.network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
-        return State(Net.create(variables, tx, ema=True))
+        return first_state(config, variables)
 
     def denoise(state, x_t, t, condition):
         t = jnp.asarray(t, jnp.float32)
