@@ -190,6 +190,13 @@ def test_discrete_ve_visits_score_sdes_levels_in_images_twice_as_large():
         assert found == pytest.approx((sigmas[i], before), rel=1e-4)
 
 
+def test_classifier_free_guidance_has_the_papers_ends():
+    process = model_of(load(DHARIWAL, 'classifier_free')).process
+    ends = jnp.float32([process.t_min, process.t_max])
+    snr = 2 * np.log(process.alpha(ends) / process.sigma(ends))
+    np.testing.assert_allclose(snr, [20, -20], rtol=1e-5)  # lambda_max, lambda_min
+
+
 def test_ladder_is_ncsnv2s_in_images_twice_as_large():
     config = load(LADDER)
     ends = model_of(config).process.sigma(jnp.float32([0.0, 231.0])) / 2

@@ -51,6 +51,7 @@ GUIDES = ('diffusion.continuous',)
 PROCESSES = {
     'vp_linear': processes.vp_linear,
     'vp_cosine': processes.vp_cosine,
+    'vp_angle': processes.vp_angle,
     'sub_vp': processes.sub_vp,
     've': processes.ve,
     'ladder': ladder.ladder,
@@ -60,9 +61,11 @@ PROCESSES = {
 # What each takes as `config.diffusion.range`.
 BETAS, SIGMAS = ('beta_min', 'beta_max'), ('sigma_min', 'sigma_max')
 RANGED = {'vp_linear': BETAS, 'sub_vp': BETAS, 've': SIGMAS, 'edm': SIGMAS, 'ladder': SIGMAS}
+RANGED |= {'vp_angle': ('ratio_min', 'ratio_max')}
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
 TOLD = ('time', 'log_ratio', 'log_sigma', 'level')
 PAIRINGS = ('random', 'optimal')
+VARIANCES = (*samplers.VARIANCES, 'between')
 
 
 def defaults(network: str = 'unet') -> dict:
@@ -70,8 +73,10 @@ def defaults(network: str = 'unet') -> dict:
     return {
         **networks.defaults(network),
         'diffusion': {
-            'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, ladder (NCSN's), edm, flow
-            # Least and most beta (vp_linear, sub_vp) or sigma (ve, ladder, edm); (): the usual ones
+            # vp_linear, vp_cosine, vp_angle, sub_vp, ve, ladder (NCSN's), edm, flow
+            'process': 'edm',
+            # Least and most beta (vp_linear, sub_vp), sigma (ve, ladder, edm) or sigma / alpha
+            # (vp_angle); (): the usual ones
             'range': (),
             'levels': 232,  # of ladder
             # Least time of training with times 'uniform', and of the likelihood; with other times
@@ -357,7 +362,7 @@ def check(config) -> None:
     for field, known in named:
         value = diffusion[field]
         require(value in known, f'diffusion.{field}', value, f'a known name{nearest(value, known)}')
-    for field, known in (('variance', samplers.VARIANCES), ('spacing', processes.SPACINGS)):
+    for field, known in (('variance', VARIANCES), ('spacing', processes.SPACINGS)):
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_range(diffusion)

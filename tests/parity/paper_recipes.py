@@ -15,6 +15,8 @@ dhariwal github.com/openai/guided-diffusion at 22e0df8, README.md; batches, step
 liu      github.com/gnobitab/RectifiedFlow at 5a1fd4d,
          ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py
 tong     github.com/atong01/conditional-flow-matching at cacd4dc, examples/images/cifar10
+salimans the paper (Ho and Salimans 2022), sections 2 and 4.1; parameters as guided-diffusion's
+         UNetModel has them with 1001 classes and 3 channels out
 peebles  github.com/facebookresearch/DiT at ed81ce2, train.py, diffusion/__init__.py, sample_ddp.py;
          sections 4 and 5.1 of the paper
 lipman   the paper's table 3 and appendix E.2; parameters as guided-diffusion's UNetModel has them
@@ -59,6 +61,7 @@ ROWS = {
     (DHARIWAL, 'at_256'): (553_838_086, 506.88, 250),
     (DHARIWAL, 'at_256_unconditional'): (552_814_086, 506.88, 250),
     (DHARIWAL, 'at_512'): (558_997_638, 496.64, 250),
+    (DHARIWAL, 'classifier_free'): (295_900_035, 819.2, 256),
     (CLASSIFIERS, ''): (65_438_568, 307.2, 0),
     (CLASSIFIERS, 'at_128'): (42_568_040, 76.8, 0),
     (CLASSIFIERS, 'at_256'): (54_096_360, 128, 0),
@@ -442,6 +445,32 @@ RECIPES = {
     (DHARIWAL, 'at_256_unconditional'): {'data.num_classes': 0},
     (DHARIWAL, 'at_512'): LARGER
     | {'data.image_size': 512, 'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4)},
+    (DHARIWAL, 'classifier_free'): ADM
+    | {
+        'batch_size': 2048,
+        'data.image_size': 64,
+        'data.flip': True,
+        'model.channels': 192,
+        'model.multipliers': (1, 2, 3, 4),
+        'model.blocks': 3,
+        'model.dropout': 0.1,
+        'optimizer.learning_rate': 3e-4,
+        'optimizer.warmup': 0,
+        'optimizer.weight_decay': 0.0,
+        'ema_decay': 0.9999,
+        'steps': 400_000,
+        'diffusion.process': 'vp_angle',
+        'diffusion.prediction': 'eps',
+        'diffusion.weighting': 'simple',
+        'diffusion.times': 'uniform',
+        'diffusion.label_dropout': 0.1,  # p_uncond
+        'sampler.name': 'ancestral',
+        'sampler.variance': 'between',
+        'sampler.share': 0.3,  # v
+        'sampler.spacing': 'linear',  # uniformly spaced u
+        'sampler.clip': False,
+        'sample.knobs.guidance': 1.1,  # 1 + w
+    },
     (CLASSIFIERS, ''): NOISED
     | {
         'batch_size': 1024,
