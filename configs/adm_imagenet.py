@@ -44,6 +44,48 @@ Variants: those of the table, and
 
 from gen_jax.config import TINY, default, vary
 
+LARGER = {  # than 64x64
+    'batch_size': 256,
+    'model.channels': 256,
+    'model.blocks': 2,
+    'model.dropout': 0.0,
+    'diffusion.betas': 'linear',
+    'optimizer.learning_rate': 1e-4,
+}
+AT_128 = LARGER | {
+    'steps': 4_360_000,
+    'data.image_size': 128,
+    'model.multipliers': (1, 1, 2, 3, 4),
+    'model.heads': 4,
+    'model.head_channels': 0,
+}
+AT_256 = LARGER | {
+    'steps': 1_980_000,
+    'data.image_size': 256,
+    'model.multipliers': (1, 1, 2, 2, 4, 4),
+}
+AT_512 = LARGER | {
+    'steps': 1_940_000,
+    'data.image_size': 512,
+    'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4),
+}
+SMALL = TINY | {
+    'data.source': 'digits',
+    'data.channels': 1,
+    'data.eval_split': 'test',
+    'data.image_size': 8,
+    'data.num_classes': 10,
+    'model.channels': 8,
+    'model.multipliers': (1, 2),
+    'model.blocks': 1,
+    'model.attention': (4,),
+    'model.groups': 4,
+    'model.head_channels': 8,
+    'diffusion.timesteps': 20,
+    'sample.knobs.steps': 5,
+    'eval.metrics': ('per_example',),
+}
+
 
 def get_config(variant: str = ''):
     """The config, or one of its variants."""
@@ -79,56 +121,15 @@ def get_config(variant: str = ''):
 
     config.eval.metrics = ('fid', 'sfid', 'prdc')
 
-    larger = {  # of all but 64x64
-        'batch_size': 256,
-        'model.channels': 256,
-        'model.blocks': 2,
-        'model.dropout': 0.0,
-        'diffusion.betas': 'linear',
-        'optimizer.learning_rate': 1e-4,
-    }
-    at_256 = larger | {
-        'steps': 1_980_000,
-        'data.image_size': 256,
-        'model.multipliers': (1, 1, 2, 2, 4, 4),
-    }
-    tiny = TINY | {
-        'data.source': 'digits',
-        'data.channels': 1,
-        'data.eval_split': 'test',
-        'data.image_size': 8,
-        'data.num_classes': 10,
-        'model.channels': 8,
-        'model.multipliers': (1, 2),
-        'model.blocks': 1,
-        'model.attention': (4,),
-        'model.groups': 4,
-        'model.head_channels': 8,
-        'diffusion.timesteps': 20,
-        'sample.knobs.steps': 5,
-        'eval.metrics': ('per_example',),
-    }
     return vary(
         config,
         variant,
-        at_128=larger
-        | {
-            'steps': 4_360_000,
-            'data.image_size': 128,
-            'model.multipliers': (1, 1, 2, 3, 4),
-            'model.heads': 4,
-            'model.head_channels': 0,
-        },
-        at_256=at_256,
-        at_256_unconditional=at_256 | {'data.num_classes': 0},
-        at_512=larger
-        | {
-            'steps': 1_940_000,
-            'data.image_size': 512,
-            'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4),
-        },
+        at_128=AT_128,
+        at_256=AT_256,
+        at_256_unconditional=AT_256 | {'data.num_classes': 0},
+        at_512=AT_512,
         classifier_free={'steps': 400_000},
-        tiny=tiny,
+        tiny=SMALL,
     )
 
 

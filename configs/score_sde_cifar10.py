@@ -40,6 +40,44 @@ Variants: those of the table, and
 
 from gen_jax.config import TINY, default, vary
 
+DEEP = {'model.blocks': 8, 'steps': 950_000}
+SUB_VP = {'diffusion.process': 'sub_vp'}
+VE = {
+    'model.embedding': 'fourier',
+    'model.encoder': 'residual',
+    'model.fir': True,
+    'diffusion.process': 've',
+    'diffusion.range': (0.02, 100.0),
+    'diffusion.prediction': 'score',
+    'diffusion.told': 'log_sigma',
+    'optimizer.clip': 6.510417e-4,  # 1 / 1536
+    'optimizer.eps': 6.510417e-12,  # 1e-8 / 1536
+    'ema_decay': 0.999,
+    'sampler.name': 'predictor_corrector',
+    'sample.knobs.snr': 0.16,
+    'likelihood.divergence': '',
+}
+VE_DISCRETE = VE | {
+    'model.embedding': 'positional',
+    'diffusion.process': 'ladder',
+    'diffusion.levels': 1000,
+    'diffusion.told': 'level',
+    'diffusion.times': 'levels',
+}
+SMALL = TINY | {
+    'data.source': 'digits',
+    'data.channels': 1,
+    'data.image_size': 8,
+    'model.channels': 8,
+    'model.multipliers': (1, 2),
+    'model.blocks': 1,
+    'model.attention': (4,),
+    'optimizer.warmup': 0,
+    'sample.knobs.steps': 5,
+    'likelihood.tolerance': 1e-2,
+    'eval.metrics': ('per_example',),
+}
+
 
 def get_config(variant: str = ''):
     """The config, or one of its variants."""
@@ -74,54 +112,17 @@ def get_config(variant: str = ''):
     config.sampler.spacing = 'linear'
     config.sample.knobs.steps = 1000
 
-    deep = {'model.blocks': 8, 'steps': 950_000}
-    sub_vp = {'diffusion.process': 'sub_vp'}
-    ve = {
-        'model.embedding': 'fourier',
-        'model.encoder': 'residual',
-        'model.fir': True,
-        'diffusion.process': 've',
-        'diffusion.range': (0.02, 100.0),
-        'diffusion.prediction': 'score',
-        'diffusion.told': 'log_sigma',
-        'optimizer.clip': 6.510417e-4,  # 1 / 1536
-        'optimizer.eps': 6.510417e-12,  # 1e-8 / 1536
-        'ema_decay': 0.999,
-        'sampler.name': 'predictor_corrector',
-        'sample.knobs.snr': 0.16,
-        'likelihood.divergence': '',
-    }
-    ve_discrete = ve | {
-        'model.embedding': 'positional',
-        'diffusion.process': 'ladder',
-        'diffusion.levels': 1000,
-        'diffusion.told': 'level',
-        'diffusion.times': 'levels',
-    }
-    tiny = TINY | {
-        'data.source': 'digits',
-        'data.channels': 1,
-        'data.image_size': 8,
-        'model.channels': 8,
-        'model.multipliers': (1, 2),
-        'model.blocks': 1,
-        'model.attention': (4,),
-        'optimizer.warmup': 0,
-        'sample.knobs.steps': 5,
-        'likelihood.tolerance': 1e-2,
-        'eval.metrics': ('per_example',),
-    }
     return vary(
         config,
         variant,
         discrete={},
-        deep=deep,
-        sub_vp=sub_vp,
-        sub_vp_deep=sub_vp | deep,
-        ve=ve,
-        ve_deep=ve | deep,
-        ve_discrete=ve_discrete,
-        tiny=tiny,
+        deep=DEEP,
+        sub_vp=SUB_VP,
+        sub_vp_deep=SUB_VP | DEEP,
+        ve=VE,
+        ve_deep=VE | DEEP,
+        ve_discrete=VE_DISCRETE,
+        tiny=SMALL,
     )
 
 
