@@ -4,24 +4,25 @@
     python main.py --config=configs/adm_classifier_imagenet.py:at_256
 
 Networks as the flags in the authors' README have them, given there for 128x128
-(github.com/openai/guided-diffusion) with batches of 256, a rate of 3e-4, a decay of weights of 0.05
-and 300,000 steps. Batches, steps, weight decay and learning rates here are said to be those of the
-paper's appendix; the learning rate, weight decay and steps at 256x256 agree with others' training
-scripts, the rest we could not look up:
+(github.com/openai/guided-diffusion); batches, steps, weight decay and learning rates as in the
+paper's table 12. The one at 128x128 that guides what is then enlarged to 512x512 is another:
 
     variant  parameters   steps    batch
     (none)   65,438,568   300,000   1024
+    at_128   42,568,040   300,000    256
     at_256   54,096,360   500,000    256
+    at_512   54,448,360   500,000    256
 
+Plan: docs/plan.md.
 Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accuracy` and the
 `cross_entropy` (nats) of the validation images, noised to times drawn evenly. Chance: 0.1%, 6.9.
 
 Data: as configs/adm_imagenet.py says; half are mirrored, and of each at least 0.8 of the shorter
 side is shown, cropped at random.
 Ours: not trained here. The network agrees with the authors' (tests/parity/test_adm_unet.py), and
-gen_jax/interop/adm.py reads their weights.
+--config.init_from takes their weights (docs/diffusion.md).
 
-Variants: at_256, and
+Variants: those of the table, and
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.
 """
 
@@ -60,20 +61,20 @@ def get_config(variant: str = ''):
     config.optimizer.decay_steps = 300_000
     config.optimizer.weight_decay = 0.2
 
+    larger = {  # of all but 64x64
+        'batch_size': 256,
+        'model.blocks': 2,
+        'diffusion.betas': 'linear',
+        'optimizer.learning_rate': 3e-4,
+        'optimizer.weight_decay': 0.05,
+    }
+    longer = larger | {'steps': 500_000, 'optimizer.decay_steps': 500_000}
     return vary(
         config,
         variant,
-        at_256={
-            'steps': 500_000,
-            'batch_size': 256,
-            'data.image_size': 256,
-            'model.multipliers': (1, 1, 2, 2, 4, 4),
-            'model.blocks': 2,
-            'diffusion.betas': 'linear',
-            'optimizer.learning_rate': 3e-4,
-            'optimizer.decay_steps': 500_000,
-            'optimizer.weight_decay': 0.05,
-        },
+        at_128=larger | {'data.image_size': 128, 'model.multipliers': (1, 1, 2, 3, 4)},
+        at_256=longer | {'data.image_size': 256, 'model.multipliers': (1, 1, 2, 2, 4, 4)},
+        at_512=longer | {'data.image_size': 512, 'model.multipliers': (0.5, 1, 1, 2, 2, 4, 4)},
         tiny=TINY
         | {
             'sample_every': 0,

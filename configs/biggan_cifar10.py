@@ -4,6 +4,7 @@
 
 Recipe of github.com/POSTECH-CVLab/PyTorch-StudioGAN (configs/CIFAR10/BigGAN.yaml at 947b35e).
 Cost: 100,000 steps of 5 x 64 images.
+Plan: on 8 chips of v5e, 0.36 hours at best (2.9 chip-hours); 0.58 GiB a chip (docs/plan.md).
 Networks: 9,416,196 and 2,415,170 parameters.
 Paper: FID 14.73, Inception score 9.22; StudioGAN: FID 4.16, 9.96.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).

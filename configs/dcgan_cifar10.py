@@ -6,6 +6,7 @@ Recipe of github.com/POSTECH-CVLab/PyTorch-StudioGAN (configs/CIFAR10/DCGAN.yaml
 non-saturating game without labels, 2 steps of the discriminator for one of the generator, each on
 64 images of its own. Its networks are not the paper's, which has none of this size.
 Cost: 200,000 steps of 2 x 64 images.
+Plan: on 8 chips of v5e, 0.093 hours at best (0.74 chip-hours); 0.17 GiB a chip (docs/plan.md).
 Networks: 3,812,355 and 2,931,009 parameters.
 StudioGAN: FID 48.29, Inception score 6.11.
 Ours: not trained here. The networks agree with PyTorch's (tests/parity/test_deep_conv.py).

@@ -10,6 +10,7 @@ that has twice as many channels, 5x5 kernels, z uniform in (-1, 1), an L2 penalt
 samples by statistics of the batch, here by running ones. dcgan.torch has batches of 64, crops at
 random, and mirrors images. Like both, this samples from the weights of now.
 Cost: 40000 steps of 128 images (25 passes over 200 thousand).
+Plan: on 8 chips of v5e, 0.017 hours at best (0.13 chip-hours); 0.16 GiB a chip (docs/plan.md).
 Number: the paper measures no sample quality. Ours: not trained here; the nets agree with PyTorch's
 (tests/parity/test_dcgan.py).
 """

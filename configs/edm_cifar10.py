@@ -4,7 +4,7 @@
     python main.py --config=configs/edm_cifar10.py:conditional --workdir=runs/edm_cifar10_cond
 
 Cost: 390,625 steps of 512 images, 200 million in all; about 2 days on 8 V100 in the paper.
-Plan: on 16 chips of v5e, 5.3 hours at best (84 chip-hours); 2.8 GiB a chip.
+Plan: docs/plan.md.
 The hyperparameters are the defaults of the authors' train.py (github.com/NVlabs/edm). FID of 50,000
 samples in 35 calls of the network, the least of three (the paper's table 2):
 
@@ -21,6 +21,7 @@ it, and so each step is theirs.
 Ours: not trained here. The networks agree with the authors' (tests/parity/test_song_unet.py), and
 so do the loss (tests/parity/test_continuous_losses.py), the augmentation
 (tests/parity/test_augment.py) and the sampler (tests/parity/test_samplers_reference.py).
+--config.init_from takes their networks' state dicts (docs/diffusion.md).
 
 Variants: those of the table, and
   tiny: drawn shapes and a net of a few thousand parameters; each mode takes seconds.

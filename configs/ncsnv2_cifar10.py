@@ -4,7 +4,7 @@
 
 The hyperparameters are those of the authors' configs/cifar10.yml (github.com/ermongroup/ncsnv2).
 Cost: 300,000 steps of 128 images. An image takes 1161 calls of the network.
-Plan: on 16 chips of v5e, 0.5 hours at best (7.8 chip-hours); 0.8 GiB a chip.
+Plan: docs/plan.md.
 Network: 29,694,083 parameters.
 Paper: FID 10.87 and Inception score 8.40; without the denoising at the end FID 31.75. NCSN (Song
 and Ermon 2019), which had 10 levels and not 232: FID 25.32 and Inception score 8.87.
@@ -15,7 +15,8 @@ is theirs. Sampling starts from noise of the largest sigma, theirs from uniform 
 Their `fast_fid` compares checkpoints by 1,000 samples each; here the last one is asked.
 Ours: not trained here. Network and sampler agree with the authors'
 (tests/parity/test_ncsnv2_network.py), and so do levels and loss
-(tests/parity/test_ladder_ncsnv2.py); gen_jax.interop.ncsnv2 reads their checkpoints.
+(tests/parity/test_ladder_ncsnv2.py). --config.init_from takes their checkpoints
+(docs/diffusion.md).
 
 Variants:
   tiny: a net of a few thousand parameters for the embedded digits; each mode takes seconds.

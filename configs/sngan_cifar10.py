@@ -6,6 +6,7 @@ The recipe decides the number, and this is that of github.com/POSTECH-CVLab/PyTo
 (configs/CIFAR10/SNGAN.yaml at 947b35e): hinge, 5 steps of the discriminator for one of the
 generator, each on 64 images of its own, Adam with beta_1 0.5. The papers' beta_1 is 0.
 Cost: 100,000 steps of 5 x 64 images.
+Plan: on 8 chips of v5e, 0.12 hours at best (1 chip-hour); 0.27 GiB a chip (docs/plan.md).
 Networks: 4,304,387 and 1,055,105 parameters.
 Paper: FID 17.5, Inception score 8.62 (Miyato and Koyama 2018); StudioGAN: FID 9.01, 8.83.
 Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).

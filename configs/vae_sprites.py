@@ -7,6 +7,7 @@ parameters, 10 latents, a Bernoulli for each pixel. The paper trains on all of d
 so does this on all of our sprites, which have its factors. Encoders see pixels in [-1, 1], there
 in [0, 1].
 Cost: 300,000 steps of 64 images; not timed.
+Plan: on 8 chips of v5e, 0.02 hours at best (0.16 chip-hours); 0.04 GiB a chip (docs/plan.md).
 Number: none of the paper's is quoted, as its images are not these. Ours: not trained yet;
 experiments/disentanglement.py has smaller ones.
 

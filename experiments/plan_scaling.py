@@ -25,7 +25,8 @@ from absl import flags
 from gen_jax import plan
 from gen_jax.config import create
 from gen_jax.errors import UserError
-from gen_jax.runtime import topology
+from gen_jax.runtime import topology, workdir
+from gen_jax.runtime.config_file import ConfigFile
 from gen_jax.runtime.program import Program
 
 FLAGS = flags.FLAGS
@@ -58,10 +59,13 @@ PAPERS = {
     'biggan_imagenet': MORE,
     'adm_imagenet': MORE,
     'edm_imagenet64': MORE,
+    'dit_imagenet': MORE,
     'progan_celebahq1024': HOST,
     'stylegan_ffhq1024': HOST,
     'stylegan2_ffhq1024': HOST,
 }
+# Whose latents a config's model learns: a plan reads the config of that run, and no more.
+STAGES = {'dit_imagenet': 'first_stage_256'}
 
 
 def define_flags() -> None:
@@ -154,6 +158,10 @@ def planned(label: str, name: str) -> tuple:
     with tempfile.TemporaryDirectory() as folder:
         asked = '--mode=plan', f'--topology={name}', f'--workdir={folder}'
         command = [sys.executable, 'main.py', f'--config=configs/{label}.py', *asked]
+        if label in STAGES:
+            stage = ConfigFile().parse(str(scripts.ROOT / f'configs/{STAGES[label]}.py'))
+            workdir.claim(stage, Path(folder, 'first_stage'))
+            command.append(f'--config.latent.workdir={folder}/first_stage')
         done = subprocess.run(command, cwd=scripts.ROOT, capture_output=True, text=True)
         if -done.returncode in FAULTS:
             end = f'libtpu ends in {signal.Signals(-done.returncode).name}'

@@ -105,7 +105,9 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
             'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
             'keep': 3,  # checkpoints kept, the newest ones
             'tensorboard': True,  # whether to write its events, where TensorFlow is installed
-            'init_from': '',  # a diffusers DDPM folder whose weights a new run starts from
+            # Published weights that a new run starts from: a file, or a folder of diffusers
+            # (docs/diffusion.md)
+            'init_from': '',
             'data': {
                 'source': 'digits',  # digits, shapes, sprites, tfds:NAME, folder:PATH
                 'split': 'train',  # what training reads

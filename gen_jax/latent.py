@@ -1,9 +1,10 @@
 """`config.latent`: a trained first stage, whose latents a diffusion model learns and draws.
 
 Latent diffusion (Rombach et al. 2022). The first stage is any run whose method encodes images to
-square maps and decodes these: autoencoders.first_stage, vq_vae, vq_vae2. It stays as it is. What
-encodes and decodes is part of the model's state, so that a checkpoint draws images by itself; what
-else its training needed is not. Its config is read from its folder each time.
+square maps and decodes these: autoencoders.first_stage, vq_vae, vq_vae2; or a published one, in a
+folder of diffusers. It stays as it is. What encodes and decodes is part of the model's state, so
+that a checkpoint draws images by itself; what else its training needed is not. Its config is read
+from its folder each time.
 """
 
 import math
@@ -19,6 +20,7 @@ from gen_jax.config import create, guided_by, require
 from gen_jax.data import sources
 from gen_jax.diffusion.staged import Staged, frozen, staged
 from gen_jax.errors import UserError
+from gen_jax.interop import diffusers_first_stage
 from gen_jax.method import Method
 from gen_jax.runtime import sharding
 from gen_jax.runtime.program import Program
@@ -27,7 +29,7 @@ MEASURED, PART = 256, 16  # images that the spread of latents is taken from, so 
 
 
 def stage_of(config: ml_collections.ConfigDict) -> str:
-    """The folder of the run whose latents are learned; '' where images are."""
+    """The folder of the first stage whose latents are learned; '' where images are."""
     return config.latent.workdir if 'latent' in config else ''
 
 
@@ -43,19 +45,24 @@ def method(config: ml_collections.ConfigDict, guided: bool = False) -> Method:
     """
     if not stage_of(config):
         return guide.method(config) if guided else create(config)
-    inner = _of_latents(config)
+    inner = of_latents(config)
     return staged(create(inner), create(_stage(config)), inner.data)
 
 
 def _stage(config) -> ml_collections.ConfigDict:
     """The first stage's config, without what only its training needs."""
-    stage = guide.parsed(Path(stage_of(config)), f'config.latent.workdir={stage_of(config)!r}')
+    place, named = Path(stage_of(config)), f'config.latent.workdir={stage_of(config)!r}'
+    if diffusers_first_stage.is_saved(place):
+        step, expected = config.latent.step, "'' with a folder of diffusers, which has no steps"
+        require(not step, 'latent.step', step, expected)
+        return diffusers_first_stage.config_of(place, config.data)
+    stage = guide.parsed(place, named)
     if 'first_stage' in stage:
         stage.first_stage.update({'perceptual': '', 'judge_weight': 0.0})
     return stage
 
 
-def _of_latents(config) -> ml_collections.ConfigDict:
+def of_latents(config) -> ml_collections.ConfigDict:
     """The config with what the latents are in place of what images are.
 
     Raises:
@@ -103,21 +110,30 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
 
     Args:
       program: of the model.
-      state: with a first stage that knows nothing.
-      source: of the training images, of which some tell how far latents spread.
+      state: of which nothing but `own` matters.
+      source: of the training images, of which some tell how far latents spread; None: there are
+        none.
       load: (shape, folder, step, field) -> (step, state) of a run.
+
+    Raises:
+      UserError: there is no such first stage, or nothing tells the factor.
     """
     options, stage = program.config.latent, _stage(program.config)
     shape, _ = _described(create(stage), stage.data)
     placed = sharding.state_shardings(program.mesh, shape, program.config.mesh.rules)
     place, step = Path(options.workdir).absolute(), options.step or None
-    _, trained = load(sharding.laid_out(shape, placed), place, step, 'config.latent.step')
-    state = state.replace(stage=frozen(trained))
-    factor = options.factor
+    if diffusers_first_stage.is_saved(place):
+        published = diffusers_first_stage.state_of(stage, jax.random.key(0))
+        trained = jax.device_put(published, placed)
+    else:
+        _, trained = load(sharding.laid_out(shape, placed), place, step, 'config.latent.step')
+    factor, where = options.factor, program.state_shape.factor.sharding
+    state = state.replace(stage=frozen(trained), factor=jax.device_put(np.float32(1), where))
+    expected = 'a number with config.init_from, such as 0.18215: 0 is measured in training'
+    require(factor or source is not None, 'latent.factor', factor, expected)
     if not factor:
         # From all of it: a folder's images lie class by class.
         spread = np.linspace(0, len(source) - 1, MEASURED).astype(int).reshape(-1, PART)
         parts = (program.given(sources.read(source, part)) for part in spread)
         factor = 1 / np.std([program.encode(state, part) for part in parts])
-    where = program.state_shape.factor.sharding
     return state.replace(factor=jax.device_put(np.float32(factor), where))

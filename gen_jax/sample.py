@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,8 +16,8 @@ from gen_jax import latent
 from gen_jax.config import guided_by
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
-from gen_jax.interop import diffusers_ddpm
-from gen_jax.runtime import arrays, images, workdir
+from gen_jax.interop import published
+from gen_jax.runtime import arrays, images, random, workdir
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.program import Program
 
@@ -54,15 +55,26 @@ def run(config, folder: Path, step: str | None = None) -> None:
         print(f'{config.sample.n} images in {out}, grids in {folder / "samples"}')
 
 
-def imported_state(config, shape):
-    """The state with the weights of `config.init_from`, laid out as `shape` is."""
-    if config.method != 'diffusion.gaussian':
-        raise UserError(
-            f'config.init_from={config.init_from!r} is for diffusion.gaussian (a diffusers DDPM '
-            f"folder): config.method={config.method!r} starts from ''"
-        )
-    state = diffusers_ddpm.gaussian_state(config, config.init_from)
-    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, shape))
+def imported_state(program: Program, source=None):
+    """The state with the weights of `config.init_from`, laid out as the program's is.
+
+    Args:
+      program: of a config with `init_from`; where it names a guide, the guided model's own state is
+        given.
+      source: of the training images, of which some tell how far latents spread; None: the config
+        tells.
+
+    Raises:
+      UserError: the weights are not what the config describes.
+    """
+    config, shape = program.config, program.state_shape
+    latents = latent.stage_of(config)
+    inner = latent.of_latents(config) if latents else config
+    key = random.stream(config.seed, 'init')
+    own = shape.own if latents or guided_by(config) else shape
+    state = published.state_of(inner, key)
+    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, own))
+    return latent.begun(program, shape.replace(own=state), source, loaded) if latents else state
 
 
 def load(program: Program, folder: Path, step: str | None = None):
@@ -74,15 +86,16 @@ def load(program: Program, folder: Path, step: str | None = None):
       step: a number; 'best', which `config.eval.best` kept; None takes the newest.
     """
     config, shape = program.config, program.state_shape
+    begin = partial(imported_state, program) if config.init_from else None
     if not guided_by(config):
-        return loaded(shape, folder, step, '--step', config)
-    step, own = loaded(shape.own, folder, step, '--step', config)
+        return loaded(shape, folder, step, '--step', begin)
+    step, own = loaded(shape.own, folder, step, '--step', begin)
     place, guides = Path(guided_by(config)).absolute(), config.guide.step or None
     _, guiding = loaded(shape.guide, place, guides, 'config.guide.step')
     return step, shape.replace(own=own, guide=guiding)
 
 
-def loaded(shape, folder: Path, step: str | None, field: str, config=None):
+def loaded(shape, folder: Path, step: str | None, field: str, begin: Callable | None = None):
     """(step, state) of a run, laid out as `shape` is.
 
     Args:
@@ -90,7 +103,7 @@ def loaded(shape, folder: Path, step: str | None, field: str, config=None):
       folder: of the run.
       step: as `load` takes it.
       field: that names the step, for errors.
-      config: whose `init_from` serves where there are no checkpoints; None: nothing does.
+      begin: () -> the state that serves where there are no checkpoints; None: none does.
 
     Raises:
       UserError: no such checkpoint, or of another state.
@@ -104,8 +117,8 @@ def loaded(shape, folder: Path, step: str | None, field: str, config=None):
             restored = checkpoints.restore(shape, number)
         if restored is not None:
             return restored[:2]
-    if step is None and config and config.init_from:
-        return 0, imported_state(config, shape)
+    if step is None and begin:
+        return 0, begin()
     mend = 'train with config.eval.best' if step == 'best' else 'train first'
     raise UserError(f'no checkpoints in {place}: {mend} (--mode=train, same --workdir)')
 

@@ -50,14 +50,16 @@ def run(config, folder: Path, stopped: int = 0) -> int:
     workdir.check(config, folder)
     loop = Loop(program, folder, batches)
     # Read before anything is written, so that a mistake in it leaves nothing behind.
-    imported = imported_state(config, program.state_shape) if config.init_from else None
+    imported = imported_state(program, source) if config.init_from else None
     workdir.claim(config, folder)
     with contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints:
         restored = checkpoints.restore(program.state_shape)
         if restored is None:
-            start, state = 0, program.init() if imported is None else imported
-            if latent.stage_of(config):
-                state = latent.begun(program, state, source, loaded)
+            start, state = 0, imported
+            if imported is None:
+                state = program.init()
+                if latent.stage_of(config):
+                    state = latent.begun(program, state, source, loaded)
         else:
             start, state, position = restored
             batches.set_state(position)

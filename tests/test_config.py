@@ -38,9 +38,11 @@ def test_every_variant_can_be_made(path, tmp_path):
     for variant in variants:
         config = module.get_config(variant)
         if latent.stage_of(config):
-            folder = tmp_path / variant
-            workdir.claim(module.get_config('tiny' if 'tiny' in variant else ''), folder)
-            config.latent.workdir = str(folder)
+            first = path.with_name(f'{Path(config.latent.workdir).name}.py')
+            stage = load(first).get_config('tiny' if 'tiny' in variant else '')
+            stage.data.image_size = config.data.image_size
+            workdir.claim(stage, tmp_path / variant)
+            config.latent.workdir = str(tmp_path / variant)
         latent.method(config)
 
 

@@ -11,11 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optax import adam
+from safetensors.numpy import save_file
 
 from gen_jax import benchmark, edit, evaluate, inspect, latent, sample, train
+from gen_jax.autoencoders import first_stage
 from gen_jax.config import create, default
+from gen_jax.diffusion import dit
 from gen_jax.diffusion.staged import frozen
 from gen_jax.errors import UserError
+from gen_jax.interop.diffusers_first_stage import torch_name
+from gen_jax.interop.dit import to_reference
+from gen_jax.interop.tensors import to_tensors
 from gen_jax.method import Net
 from gen_jax.metrics import lpips
 from gen_jax.runtime import workdir
@@ -138,6 +144,71 @@ def test_training_learns_the_latents_and_leaves_the_stage(stage, tmp_path, capsy
         assert f'{name}: {inspect.count(net.params):,} parameters' in out
 
 
+def leave_published(folder, **changes):
+    """The folder of an `AutoencoderKL` of diffusers, as `first()` has it; returns its variables."""
+    program, random = Program(first(), create(first())), np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: np.asarray(0.3 * random.standard_normal(x.shape), np.float32),
+        program.state_shape.net.params,
+    )
+    named = to_tensors({'params': params}, torch_name, lambda path: 0)
+    folder.mkdir()
+    save_file(named, folder / 'diffusion_pytorch_model.safetensors')
+    fields = {
+        '_class_name': 'AutoencoderKL',
+        'block_out_channels': [4, 8, 8],
+        'down_block_types': ['DownEncoderBlock2D'] * 3,
+        'up_block_types': ['UpDecoderBlock2D'] * 3,
+        'layers_per_block': 1,
+        'norm_num_groups': 2,
+        'latent_channels': 2,
+    }
+    (folder / 'config.json').write_text(json.dumps(fields | changes))
+    return {'params': params}
+
+
+def test_a_published_first_stage_needs_no_run(tmp_path):
+    variables = leave_published(tmp_path / 'vae')
+    config = model(tmp_path, **{'latent.factor': 0.5, 'data.num_classes': 6})
+    program = Program(config, latent.method(config))
+    state = latent.begun(program, program.state_shape, None, None)
+    equal(state.stage.net.params, variables['params'])
+    assert (state.stage.judge, state.stage.perceptual, state.factor) == (None, None, 0.5)
+    # What it encodes is what the networks of a run with these weights would.
+    image = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3), minval=-1.0)
+    batch = {'image': image, 'label': jnp.zeros(4, jnp.int32)}
+    plain = first_stage.State(Net(variables['params'], None, (), {}), None, None)
+    z = jax.jit(create(first()).encode)(plain, batch)
+    found = jax.jit(latent.method(config).encode)(state.replace(own=None), batch)
+    np.testing.assert_allclose(found, z, atol=1e-5)
+
+
+def test_published_weights_of_both_stages_need_no_training(tmp_path):
+    """A DiT's file and an autoencoder's folder, as they lie, are a state to sample from."""
+    variables = leave_published(tmp_path / 'vae')
+    config = default('diffusion.gaussian', network='dit')
+    given = {'latent.factor': 0.5, 'latent.workdir': str(tmp_path), 'model.depth': 1}
+    given |= {'init_from': str(tmp_path / 'dit.safetensors')}
+    config.update_from_flattened_dict(SHARED | MODEL | given)
+    program = Program(config, latent.method(config))
+    random, own = np.random.default_rng(2), program.state_shape.own
+    params = jax.tree.map(
+        lambda x: random.standard_normal(x.shape).astype(np.float32), own.net.params
+    )
+    net = dit.from_config(latent.of_latents(config), 0)
+    save_file(to_reference(params, net, 4), tmp_path / 'dit.safetensors')
+    step, state = sample.load(program, tmp_path / 'run')
+    assert (step, state.factor) == (0, 0.5)
+    equal(state.own.net.ema, params)
+    equal(state.stage.net.params, variables['params'])
+    laid_out = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), program.state_shape)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == laid_out
+    config.latent.factor = 0.0
+    with pytest.raises(UserError, match=r'latent\.factor=0\.0: expected a number with') as error:
+        sample.load(program, tmp_path / 'run')
+    assert '\n' not in str(error.value)
+
+
 def test_frozen_nets_are_the_averaged_ones():
     net = Net.create({'params': {'w': jnp.ones(2)}, 'stats': {'m': jnp.ones(1)}}, adam(1.0), True)
     net = net.replace(ema={'w': jnp.zeros(2)})
@@ -175,7 +246,7 @@ def test_samples_are_decoded_latents(stage, tmp_path):
     state = restored(program, tmp_path)
     assert state.factor == 2.0
     keys, condition = jax.random.split(jax.random.key(0), 3), {}
-    inner, below = create(latent._of_latents(config)), create(first())
+    inner, below = create(latent.of_latents(config)), create(first())
     z = inner.sample_step(keys, state.own, condition)
     assert z.shape == (3, 4, 4, 2)
     want = below.decode(state.stage, z / 2, condition)
@@ -189,7 +260,7 @@ def test_samples_are_decoded_latents(stage, tmp_path):
 
 def test_the_loss_is_that_of_the_latents(stage):
     config = model(stage)
-    method, inner = latent.method(config), create(latent._of_latents(config))
+    method, inner = latent.method(config), create(latent.of_latents(config))
     below = create(first())
     image = jax.random.uniform(jax.random.key(1), (8, 16, 16, 3), minval=-1.0)
     batch, key = {'image': image, 'label': jnp.zeros(8, jnp.int32)}, jax.random.key(2)
@@ -264,6 +335,9 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
     gan = default('gans.adversarial')
     gan.update_from_flattened_dict({**SHARED, 'model.width': 4})
     workdir.claim(gan, tmp_path / 'gan')
+    leave_published(tmp_path / 'grey', in_channels=1, out_channels=1)
+    bare = {'use_quant_conv': False, 'use_post_quant_conv': False}
+    leave_published(tmp_path / 'bare', **bare)
     for config, says in (
         (
             model(tmp_path / 'nowhere'),
@@ -281,6 +355,9 @@ def test_what_does_not_fit_is_told_in_one_line(stage, tmp_path):
         ),
         (model(tmp_path / 'vae'), 'expected a square map'),
         (model(tmp_path / 'gan'), 'does not encode and decode'),
+        (model(tmp_path / 'grey', **{'latent.step': '7'}), "latent.step='7': expected ''"),
+        (model(tmp_path / 'grey'), 'channels=1: expected 3'),
+        (model(tmp_path / 'bare'), 'expected networks that autoencoders.first_stage has'),
     ):
         with pytest.raises(UserError, match=re.escape(says)) as error:
             latent.method(config, guided=True)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import runpy
 import types
 from pathlib import Path
 
@@ -354,6 +356,26 @@ def test_the_table_of_papers_is_gone_on_with():
     assert plan_scaling.gib({**full, 'fitting': fitting}) == expected
 
 
+@pytest.mark.parametrize('label', plan_scaling.PAPERS)
+def test_a_papers_config_tells_the_figures_of_its_row(label):
+    """Of 8 chips of v5e; a config whose row is not there yet points to the page alone."""
+    found = runpy.run_path(str(ROOT / f'configs/{label}.py'))
+    told = found['__doc__'].partition('\nPlan: ')[2].split('\n\n')[0]
+    assert 'docs/plan.md' in told
+    figures = re.match(
+        r'on 8 chips of v5e, (\S+) hours at best \((\S+) chip-hours?\); (\S+) GiB', told
+    )
+    rows = plan_scaling.written((ROOT / 'docs/plan.md').read_text(), 'configs')
+    (row,) = [row for row in rows if row[:2] == (label, 'v5e:2x4')] or [None]
+    if row is None:
+        assert figures is None
+    elif figures:
+        config = found['get_config']()
+        rate = float(row[4].replace(',', ''))  # images a second
+        hours = config.steps * config.batch_size / rate / 3600
+        assert figures.groups() == (f'{hours:.2g}', f'{8 * hours:.2g}', row[2])
+
+
 def test_a_table_replaces_that_of_its_name_alone(monkeypatch, tmp_path):
     page = tmp_path / 'plan.md'
     one, other = (f'<!-- {x} -->\n| a |\n|---|\n| 1 |\n<!-- /{x} -->\n' for x in ('weak', 'fsdp'))
@@ -387,6 +409,9 @@ def test_a_row_is_what_the_planning_process_leaves(interpreter, tmp_path):
     assert row == ('first_stage_256', 'v4:2x2x1', '1.00', 'draws nothing', '1,234')
     found.write_text(json.dumps([{'train_step': memory, 'sample_step': memory}]))
     assert plan_scaling.planned('a', 'b') == ('a', 'b', '1.00', '1.00', '-')
+    latents = 'case $x in --config.latent.workdir=*) test -f "${x#*=}/config.json" && ok=1;; esac'
+    interpreter(f'{copied}; for x; do {latents}; done; test $ok')
+    assert plan_scaling.planned('dit_imagenet', 'v4:2x2x1')[2] == '1.00'
 
 
 def test_only_a_compilers_own_fault_is_a_row(interpreter):

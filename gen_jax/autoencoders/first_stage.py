@@ -114,21 +114,14 @@ def create(config: ml_collections.ConfigDict) -> Method:
         weights of LPIPS's network are not found.
     """
     require_unlabelled(config)
-    module = _module(config)
+    module = module_of(config)
     _check(config)
-    data, options, kl = config.data, config.first_stage, config.kind == 'kl'
+    data, kl = config.data, config.kind == 'kl'
     judge = _judge(config)
 
     def init(key, batch):
         check_batch(batch, data.image_size, data.channels)
-        x, tx, second = batch['image'], optimizer(config.optimizer), None
-        if judge:
-            second = judge.init(jax.random.fold_in(key, 1), x, train=True)
-            second = Net.create(second, tx, False)
-        net = Net.create(module.init(key, x), tx, config.ema_decay > 0)
-        name, places = options.perceptual, (options.perceptual_weights, options.perceptual_heads)
-        perceptual = lpips.load(name, *places, 'first_stage') if name else None
-        return State(net, second, jax.tree.map(jnp.asarray, perceptual))
+        return first_state(config, module.init(key, batch['image']), key)
 
     def encode(state, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -156,6 +149,28 @@ def create(config: ml_collections.ConfigDict) -> Method:
         encode=encode,
         decode=decode,
     )
+
+
+def first_state(config, variables: dict, key: jax.Array) -> State:
+    """The state before the first step, with these networks and codes.
+
+    Args:
+      config: as `defaults` has it.
+      variables: what `module_of(config).init` gives.
+      key: of what the discriminator starts from.
+
+    Raises:
+      UserError: weights of LPIPS's network are not found.
+    """
+    data, options, tx = config.data, config.first_stage, optimizer(config.optimizer)
+    judge, second = _judge(config), None
+    if judge:
+        x = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+        second = Net.create(judge.init(jax.random.fold_in(key, 1), x, train=True), tx, False)
+    net = Net.create(variables, tx, config.ema_decay > 0)
+    name, places = options.perceptual, (options.perceptual_weights, options.perceptual_heads)
+    perceptual = lpips.load(name, *places, 'first_stage') if name else None
+    return State(net, second, jax.tree.map(jnp.asarray, perceptual))
 
 
 def latents_of(
@@ -287,7 +302,12 @@ def balance(module: FirstStage, variables: dict, z: jax.Array, apart, fooled) ->
     return jax.lax.stop_gradient(weight)
 
 
-def _module(config) -> FirstStage:
+def module_of(config) -> FirstStage:
+    """The networks that a config describes.
+
+    Raises:
+      UserError: where the numbers do not fit each other.
+    """
     model, channels = config.model, config.data.channels
     for field in ('channels', 'blocks', 'groups', 'latent_channels'):
         expected = 'a whole number of at least 1'

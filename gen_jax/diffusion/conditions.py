@@ -26,7 +26,8 @@ GUIDE = {
 }
 # `config.latent`: a trained first stage, whose latents are learned (gen_jax.latent).
 LATENT = {
-    'workdir': '',  # its folder; '': none, images are learned
+    # The folder of its run, or of an AutoencoderKL or VQModel of diffusers; '': images are learned
+    'workdir': '',
     'step': '',  # its checkpoint: a number, or best; '': the newest
     'factor': 0.0,  # that its latents are multiplied by; 0: what makes their deviation 1
 }

@@ -28,12 +28,11 @@ from gen_jax.diffusion import (
     uses,
 )
 from gen_jax.diffusion.conditions import guided, hide
-from gen_jax.diffusion.gaussian import State
+from gen_jax.diffusion.gaussian import State, first_state
 from gen_jax.diffusion.predictions import Prediction
 from gen_jax.diffusion.processes import Path, Process
 from gen_jax.method import (
     Method,
-    Net,
     check_batch,
     descend,
     knob,
@@ -50,6 +49,7 @@ GUIDES = ('diffusion.continuous', 'diffusion.noised_classifier')
 TIME = 'continuous'
 PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
 PAIRINGS = ('random', 'optimal')
+VARIANCES = (*samplers.VARIANCES, 'between')
 
 
 def defaults(network: str = 'unet') -> dict:
@@ -167,7 +167,7 @@ def create(config, guide: Method | None = None) -> Method:
         check_batch(batch, data.image_size, data.channels)
         label = jnp.zeros(1, jnp.int32) if data.num_classes else None
         variables = model.network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), label)
-        return State(Net.create(variables, tx, ema=True))
+        return first_state(config, variables)
 
     def denoise(state, x_t, t, condition):
         t = jnp.asarray(t, jnp.float32)
@@ -300,7 +300,7 @@ def check(config) -> None:
     for field, known in named:
         value = diffusion[field]
         require(value in known, f'diffusion.{field}', value, f'a known name{nearest(value, known)}')
-    for field, known in (('variance', samplers.VARIANCES), ('spacing', processes.SPACINGS)):
+    for field, known in (('variance', VARIANCES), ('spacing', processes.SPACINGS)):
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
     _check_pairing(config)

@@ -13,8 +13,10 @@ from gen_jax.diffusion.processes import Process
 
 # Of `config.diffusion`, what x_t is, at which times networks are trained, and what they are told.
 FIELDS = {
-    'process': 'edm',  # vp_linear, vp_cosine, sub_vp, ve, ladder (NCSN's), edm, flow
-    # Least and most beta (vp_linear, sub_vp) or sigma (ve, ladder, edm); (): the usual ones
+    # vp_linear, vp_cosine, vp_angle, sub_vp, ve, ladder (NCSN's), edm, flow
+    'process': 'edm',
+    # Least and most beta (vp_linear, sub_vp), sigma (ve, ladder, edm) or sigma / alpha (vp_angle);
+    # (): the usual ones
     'range': (),
     'levels': 232,  # of ladder
     # time (999 t), log_ratio (log(sigma/alpha) / 4, as EDM's networks), or log_sigma
@@ -28,6 +30,7 @@ FIELDS = {
 PROCESSES = {
     'vp_linear': processes.vp_linear,
     'vp_cosine': processes.vp_cosine,
+    'vp_angle': processes.vp_angle,
     'sub_vp': processes.sub_vp,
     've': processes.ve,
     'ladder': ladder.ladder,
@@ -37,6 +40,7 @@ PROCESSES = {
 # What each takes as `config.diffusion.range`.
 BETAS, SIGMAS = ('beta_min', 'beta_max'), ('sigma_min', 'sigma_max')
 RANGED = {'vp_linear': BETAS, 'sub_vp': BETAS, 've': SIGMAS, 'edm': SIGMAS, 'ladder': SIGMAS}
+RANGED |= {'vp_angle': ('ratio_min', 'ratio_max')}
 TOLD = ('time', 'log_ratio', 'log_sigma', 'level')
 IN_FLOWS = "with process='flow', which starts where sigma / alpha is infinite"
 

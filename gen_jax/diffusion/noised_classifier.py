@@ -124,7 +124,7 @@ def create(config) -> Method:
 
     def init(key, batch):
         check_batch(batch, *shape[1:])
-        return State(Net.create(network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1)), tx, False))
+        return first_state(config, network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1)))
 
     def logits(variables, x_t, t, **options):
         scaled = noise.scale(*noise.level(t)) * x_t
@@ -169,6 +169,11 @@ def create(config) -> Method:
         log_prob=log_prob,
         num_classes=data.num_classes,
     )
+
+
+def first_state(config, variables: dict) -> State:
+    """The state before the first step, from what `network.init` gives."""
+    return State(Net.create(variables, optimizer(config.optimizer), False))
 
 
 def check(config) -> None:

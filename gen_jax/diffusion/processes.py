@@ -99,6 +99,24 @@ def vp_cosine(s: float = 0.008, t_min: float = 1e-3, t_max: float = 0.9946) -> P
     return Process(alpha, sigma, time, t_min, t_max)
 
 
+def vp_angle(ratio_min: float = math.exp(-10), ratio_max: float = math.exp(10)) -> Process:
+    """Variance preserving, with alpha the cosine of an angle that grows evenly, on [0, 1].
+
+    Ho and Salimans 2022, section 2, where the ends of sigma / alpha are told by their lambda, the
+    log of alpha^2 / sigma^2: the defaults are the paper's 20 and -20.
+    """
+    # From both ends, where float32 would lose the difference of an angle and a right one.
+    first, left = math.atan(ratio_min), math.atan(1 / ratio_max)
+    whole = math.pi / 2 - first - left
+    return Process(
+        lambda t: jnp.sin(left + whole * (1 - t)),
+        lambda t: jnp.sin(first + whole * t),
+        lambda ratio: jnp.arctan((ratio - ratio_min) / (1 + ratio * ratio_min)) / whole,
+        0.0,
+        1.0,
+    )
+
+
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Process:
     """The sub-VP SDE: alpha of VP, sigma = 1 - alpha^2 (Song et al. 2021, eq. 27-29)."""
     vp = vp_linear(beta_min, beta_max, t_min)

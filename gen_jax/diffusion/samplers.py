@@ -25,7 +25,12 @@ def normal(keys: jax.Array, i, shape: tuple[int, ...]) -> jax.Array:
 
 
 def ancestral(
-    denoise: Callable, trajectory: Path | Trajectory, keys: jax.Array, shape: tuple, variance: str
+    denoise: Callable,
+    trajectory: Path | Trajectory,
+    keys: jax.Array,
+    shape: tuple,
+    variance: str,
+    share: float | None = None,
 ) -> jax.Array:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), the mean written by x_0 as in eq. 7.
 
@@ -35,7 +40,9 @@ def ancestral(
       keys: [n].
       shape: (h, w, c).
       variance: sigma_t^2 is beta_t for 'fixed_large', beta_tilde_t for 'fixed_small' (section 3.2);
-        for 'learned_range' it lies between them as `share` says (`Step.learned_variance`).
+        for 'learned_range' it lies between them as `denoise`'s share says
+        (`Step.learned_variance`), for 'between' as `share` does (Ho and Salimans 2022, their v).
+      share: 0 for beta_tilde_t to 1 for beta_t, on the logarithm.
 
     Returns:
       x_0, float32 [n, h, w, c].
@@ -45,11 +52,14 @@ def ancestral(
         now: Step = trajectory.at(i)
         c_0, c_t = now.posterior_mean()
         if variance == 'learned_range':
-            x_0, share = denoise(x_t, now.t)
-            sigma = jnp.sqrt(now.learned_variance(share))
+            x_0, learned = denoise(x_t, now.t)
+            sigma = jnp.sqrt(now.learned_variance(learned))
         else:
             x_0 = denoise(x_t, now.t)
-            sigma = jnp.sqrt(now.beta if variance == 'fixed_large' else now.beta_tilde)
+            fixed = {'fixed_large': now.beta, 'fixed_small': now.beta_tilde}
+            if variance == 'between':
+                fixed[variance] = now.learned_variance(share)
+            sigma = jnp.sqrt(fixed[variance])
         return c_0 * x_0 + c_t * x_t + sigma * noise(keys, i, shape)
 
     return follow(trajectory, step, keys, shape)

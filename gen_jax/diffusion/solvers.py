@@ -14,7 +14,7 @@ from gen_jax.diffusion.schedules import Trajectory
 # The knobs of samplers and the most each may be; a sampler that does not know one wants it 0.
 KNOBS = {'eta': 1.0, 'churn': math.inf, 'snr': math.inf, 'tolerance': 1.0}
 # Knobs, and fields of a config's `sampler`, that only continuous time knows.
-CONTINUOUS = ('churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
+CONTINUOUS = ('share', 'churn', 'churn_range', 'churn_noise', 'tolerance', 'solver')
 # Knobs by which a sampler adds noise, where they are above 0.
 NOISE = ('eta', 'churn')
 NO_SCORE = "by the score, which a model of config.diffusion.pairing='optimal' does not tell"
@@ -53,7 +53,7 @@ def _heun(denoise, path, keys, shape, churn, churn_range, churn_noise):
 
 
 SAMPLERS = {
-    'ancestral': Sampler(samplers.ancestral, options=('variance',), noisy=True),
+    'ancestral': Sampler(samplers.ancestral, options=('variance', 'share'), noisy=True),
     'ddim': Sampler(samplers.ddim, ('eta',)),
     'heun': Sampler(
         _heun,
@@ -115,8 +115,10 @@ def defaults(name: str, spacing: str, variance: str, clip: bool, continuous: boo
         # Of the times visited, by all but adaptive: linear, quadratic, trailing, karras, log_snr;
         # in discrete time also linspace
         'spacing': spacing,
-        # Of ancestral, and of the bound: fixed_large, fixed_small; learned_range if it is learned
+        # Of ancestral, and of the bound: fixed_large, fixed_small; learned_range if it is learned;
+        # between in continuous time
         'variance': variance,
+        'share': 0.5,  # of the way from the smaller to the larger that between goes
         'rho': 7.0,  # of spacing 'karras': the more, the more times have little noise
         'order': 2,  # of unipc: 1, 2, 3
         # Langevin steps at each time of predictor_corrector and annealed_langevin
@@ -244,6 +246,8 @@ def _check_options(options) -> None:
     require(1 <= options.rho <= 100, 'sampler.rho', options.rho, expected)
     if 'churn_range' not in options:
         return
+    share = options.share
+    require(0 <= share <= 1, 'sampler.share', share, '0 (fixed_small) to 1 (fixed_large)')
     ends, noise, solver = tuple(options.churn_range), options.churn_noise, options.solver
     require(are_ends(ends), 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
     require(0 < noise < math.inf, 'sampler.churn_noise', noise, 'a number above 0')

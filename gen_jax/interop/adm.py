@@ -13,10 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gen_jax.config import nearest
+from gen_jax.config import nearest, require
 from gen_jax.diffusion.adm import ADMClassifier, ADMUNet, Encoder, number_of_heads
 from gen_jax.errors import UserError
 from gen_jax.interop.tensors import read_tensors, to_tensors, to_variables
+
+# Of `config.diffusion`.
+LINEAR = {'timesteps': 1000, 'betas': 'linear', 'beta_min': 1e-4, 'beta_max': 0.02, 'told': 'time'}
+COSINE = {'timesteps': 1000, 'betas': 'cosine', 'told': 'time'}
+LONG = {'timesteps': 4000, 'betas': 'cosine', 'told': 'thousandths'}
 
 
 class Published(NamedTuple):
@@ -25,11 +30,13 @@ class Published(NamedTuple):
     Attributes:
       net: its module; a U-Net's result has the noise in 3 channels, then the variance in 3.
       image_size: pixels.
+      noise: that it was trained with, and what it is told of that.
       new_order: as `from_reference` takes it.
     """
 
     net: Encoder
     image_size: int
+    noise: dict = LINEAR
     new_order: bool = False
 
 
@@ -55,18 +62,21 @@ def _improved(size: int, **changes) -> ADMUNet:
 
 
 def _classifier(size: int, blocks: int = 2) -> Published:
-    return Published(ADMClassifier(multipliers=WIDTHS[size], blocks=blocks), size)
+    net = ADMClassifier(multipliers=WIDTHS[size], blocks=blocks)
+    return Published(net, size, COSINE if size == 64 else LINEAR)
 
 
 LSUN = Published(_guided(256, dropout=0.1), 256)
-CIFAR = Published(_improved(32, dropout=0.3), 32)
+CIFAR = Published(_improved(32, dropout=0.3), 32, LONG)
 ONE_HEAD = Published(_improved(256, blocks=2, attention=(16,), heads=1, scale_shift=False), 256)
+
+HIDDEN = ('heads', 'head_channels', 'groups')  # which no tensor tells
 
 # By the names of their files without '.pt', as both README files describe them. The upsamplers take
 # 6 channels: the noised image, then the small one, bilinearly enlarged.
 PUBLISHED = {
     '64x64_diffusion': Published(
-        _guided(64, channels=192, blocks=3, dropout=0.1, **CLASSES), 64, new_order=True
+        _guided(64, channels=192, blocks=3, dropout=0.1, **CLASSES), 64, COSINE, new_order=True
     ),
     '128x128_diffusion': Published(_guided(128, **FOUR_HEADS, **CLASSES), 128),
     '256x256_diffusion': Published(_guided(256, **CLASSES), 256),
@@ -84,10 +94,16 @@ PUBLISHED = {
     'lsun_horse_nodropout': LSUN._replace(net=_guided(256)),
     'cifar10_uncond_50M_500K': CIFAR,
     'cifar10_uncond_vlb_50M_500K': CIFAR,
-    'imagenet64_uncond_100M_1500K': Published(_improved(64), 64),
-    'imagenet64_uncond_vlb_100M_1500K': Published(_improved(64), 64),
-    'imagenet64_cond_270M_250K': Published(_improved(64, channels=192, **CLASSES), 64),
-    'upsample_cond_500K': Published(_improved(256, channels=192, blocks=2, **CLASSES), 256),
+    'imagenet64_uncond_100M_1500K': Published(_improved(64), 64, LONG),
+    'imagenet64_uncond_vlb_100M_1500K': Published(_improved(64), 64, LONG),
+    'imagenet64_cond_270M_250K': Published(
+        _improved(64, channels=192, **CLASSES), 64, {**LONG, 'told': 'time'}
+    ),
+    'upsample_cond_500K': Published(
+        _improved(256, channels=192, blocks=2, **CLASSES),
+        256,
+        {'timesteps': 4000, 'betas': 'linear', 'told': 'time'},
+    ),
     'lsun_uncond_100M_1200K_bs128': ONE_HEAD,
     'lsun_uncond_100M_2400K_bs64': ONE_HEAD,
 }
@@ -150,14 +166,66 @@ def load(path: str | Path) -> tuple[Encoder, dict]:
     Raises:
       UserError: the name is none of PUBLISHED's, or the file is not what the name says.
     """
-    name = Path(path).name.removesuffix('.pt')
+    known = _published(path)
+    tensors = read_tensors(path)
+    return known.net, from_reference(tensors, known.net, known.image_size, known.new_order, path)
+
+
+def variables_of(config, net: Encoder) -> dict:
+    """The variables of a config's network from the file `config.init_from`.
+
+    Args:
+      config: of a diffusion model or of a classifier of noised images.
+      net: the network that it makes.
+
+    Returns:
+      {'params': ...} of float32 numpy arrays.
+
+    Raises:
+      UserError: the file is of another network, or of other noise than the config's as far as its
+        name tells: but for EDM's, it bears the name with which it was published.
+    """
+    path, data, diffusion = config.init_from, config.data, config.diffusion
+    tensors = read_tensors(path)
+    if any(name.removeprefix('model.').startswith('enc.') for name in tensors):
+        found = diffusion.get('prediction'), diffusion.told
+        expected = f"('edm', 'log_ratio'), which the weights in {path} are trained for"
+        named = 'diffusion.prediction, config.diffusion.told'
+        require(found == ('edm', 'log_ratio'), named, found, expected)
+        params = from_edm(tensors, net, data.image_size, path)
+    else:
+        known = _published(path)
+        _check(config, net, known)
+        params = from_reference(tensors, net, data.image_size, known.new_order, path)
+    channels = params['conv_in']['kernel'].shape[2]
+    expected = f'{channels}, which the network in {path} sees'
+    require(channels == data.channels, 'data.channels', data.channels, expected)
+    return {'params': params}
+
+
+def _published(path: str | Path) -> Published:
+    """What the authors have published under the name of a file."""
+    name = Path(path).name.removesuffix('.pt').removesuffix('.safetensors')
     if name not in PUBLISHED:
         raise UserError(
             f"{path}: {name!r} is not the name of one of the authors' files"
             f'{nearest(name, PUBLISHED)}'
         )
-    net, image_size, new_order = PUBLISHED[name]
-    return net, from_reference(read_tensors(path), net, image_size, new_order, path)
+    return PUBLISHED[name]
+
+
+def _check(config, net: Encoder, known: Published) -> None:
+    """Raises UserError where a config differs from what is published in what no tensor tells."""
+    diffusion, noise = config.diffusion, {'prediction': 'eps', **known.noise}
+    told = [(name, getattr(known.net, name), getattr(net, name)) for name in HIDDEN]
+    told += [('data.image_size', known.image_size, config.data.image_size)]
+    told += [(f'diffusion.{x}', noise[x], diffusion[x]) for x in noise if x in diffusion]
+    for name, theirs, ours in told:
+        if theirs != ours:
+            raise UserError(
+                f'config.init_from={config.init_from!r} has {name}={theirs!r}, the config makes '
+                f'{ours!r}: expected the config of that model'
+            )
 
 
 def from_reference(

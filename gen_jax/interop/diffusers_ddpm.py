@@ -22,6 +22,7 @@ from gen_jax.interop import tensors as torch_tensors
 from gen_jax.interop.diffusers_folder import (
     WEIGHTS,
     check_fields,
+    check_schedule,
     levels,
     read_json,
     read_weights,
@@ -66,9 +67,6 @@ READ = (
     '_diffusers_version',
     '_name_or_path',
 )
-# What diffusers calls `config.diffusion.betas` and `prediction`.
-BETAS = {'linear': 'linear', 'scaled_linear': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
-PREDICTIONS = {'eps': 'epsilon', 'x_0': 'sample', 'v': 'v_prediction'}
 
 
 def load_unet(folder: str) -> tuple[UNet, dict]:
@@ -155,7 +153,7 @@ def gaussian_state(config, folder: str) -> gaussian.State:
             f'{place}: diffusers tells its network the time and has no variance learned, expected '
             f"config.diffusion.told='time' and learned_variance=False, not {told!r} and {learned}"
         )
-    _check_schedule(config.diffusion, folder)
+    check_schedule(config.diffusion, folder)
     params = jax.tree.map(jnp.asarray, params)
     return gaussian.first_state(config, {'params': params})
 
@@ -247,27 +245,3 @@ def _block_types(attention: list[bool]) -> tuple[list[str], list[str]]:
     downs = ['AttnDownBlock2D' if yes else 'DownBlock2D' for yes in attention]
     ups = ['AttnUpBlock2D' if yes else 'UpBlock2D' for yes in reversed(attention)]
     return downs, ups
-
-
-def _check_schedule(diffusion, folder: str) -> None:
-    """Where the folder tells how its network was trained, the config must say the same."""
-    nested, flat = Path(folder, 'scheduler'), Path(folder)
-    place = (nested if nested.is_dir() else flat) / 'scheduler_config.json'
-    if not place.is_file():
-        return
-    fields = read_json(place)
-    # (what the config makes, diffusers' default)
-    ours = {
-        'num_train_timesteps': (diffusion.timesteps, 1000),
-        'beta_schedule': (BETAS[diffusion.betas], 'linear'),
-        'prediction_type': (PREDICTIONS[diffusion.prediction], 'epsilon'),
-        'rescale_betas_zero_snr': (diffusion.zero_snr, False),
-        'trained_betas': (None, None),
-    }
-    if diffusion.betas != 'cosine':
-        ours['beta_start'] = diffusion.beta_min, 1e-4
-        ours['beta_end'] = diffusion.beta_max, 0.02
-    for name, (value, default) in ours.items():
-        theirs = fields.get(name, default)
-        if theirs != value:
-            raise UserError(f'{place}: {name}={theirs!r}, but config.diffusion makes {value!r}')

@@ -1,6 +1,7 @@
-"""Weights of latent diffusion's first stages in diffusers, without torch.
+"""Latent diffusion's first stages in diffusers, without torch.
 
-Reads what `save_pretrained` of an `AutoencoderKL` or a `VQModel` writes.
+Reads what `save_pretrained` of an `AutoencoderKL` or a `VQModel` writes, and what that is as a run
+of `autoencoders.first_stage`.
 """
 
 import re
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
+from gen_jax.autoencoders import first_stage
 from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder, VQAutoencoder
 from gen_jax.autoencoders.quantizer import VectorQuantizer
+from gen_jax.config import default
 from gen_jax.errors import UserError
 from gen_jax.interop.diffusers_folder import (
     WEIGHTS,
@@ -53,7 +57,13 @@ READ = (
     '_diffusers_version',
     '_name_or_path',
 )
-KINDS = ('AutoencoderKL', 'VQModel')
+KINDS = {'AutoencoderKL': 'kl', 'VQModel': 'vq'}
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether a folder is one of diffusers, as a run's is not; `load` says which."""
+    path = _place(folder) / 'config.json'
+    return path.is_file() and '_class_name' in read_json(path)
 
 
 def load(folder: str) -> tuple[FirstStage, dict, tuple[float, float]]:
@@ -71,8 +81,7 @@ def load(folder: str) -> tuple[FirstStage, dict, tuple[float, float]]:
       UserError: where files are missing, or the networks are ones that gen_jax has not, or tensors
         are missing, superfluous or of another shape.
     """
-    nested = (Path(folder, name) for name in ('vae', 'vqvae'))
-    place = next((path for path in nested if path.is_dir()), Path(folder))
+    place = _place(folder)
     fields = read_json(place / 'config.json')
     module = _module(fields, place / 'config.json')
     f = 2 ** (len(module.encoder.multipliers) - 1)
@@ -86,6 +95,66 @@ def load(folder: str) -> tuple[FirstStage, dict, tuple[float, float]]:
     return module, variables, scale
 
 
+def config_of(folder: str | Path, data) -> ml_collections.ConfigDict:
+    """The config of `autoencoders.first_stage` whose networks a folder holds; reads no weights.
+
+    Nothing judges it: what only training needs is left out.
+
+    Args:
+      folder: as of `load`.
+      data: `config.data` of whoever uses it, whose size of images it gets; all sizes do.
+
+    Raises:
+      UserError: as `load`; or the method has no such networks.
+    """
+    path = _place(folder) / 'config.json'
+    fields = read_json(path)
+    module = _module(fields, path)
+    config = default('autoencoders.first_stage', kind=KINDS[fields['_class_name']])
+    for name in ('channels', 'multipliers', 'blocks', 'groups'):
+        config.model[name] = getattr(module.encoder, name)
+    config.model.latent_channels = module.dim
+    if config.kind == 'vq':
+        config.first_stage.codes = module.quantizer.codes
+    config.first_stage.judge_weight = 0.0
+    config.init_from = str(folder)
+    config.data.update(data)
+    config.data.num_classes = 0
+    config.data.channels = whole(fields, 'in_channels', 3, path)
+    if first_stage.module_of(config) != module:
+        raise UserError(
+            f'{path}: expected networks that autoencoders.first_stage has, with quant_conv and '
+            'post_quant_conv, codes as wide as the latents, and as many channels out as in'
+        )
+    return config
+
+
+def state_of(config, key: jax.Array) -> first_stage.State:
+    """The state of a config of `autoencoders.first_stage` with the folder `config.init_from`'s.
+
+    Args:
+      config: of the networks that the folder has.
+      key: of what the discriminator starts from, where there is one.
+
+    Raises:
+      UserError: as `load`; or they are not the config's.
+    """
+    theirs, ours = (
+        {'kind': x.kind, 'data.channels': x.data.channels}
+        | {f'model.{name}': value for name, value in x.model.items() if name != 'dtype'}
+        | {'first_stage.codes': x.first_stage.get('codes', 0)}
+        for x in (config_of(config.init_from, config.data), config)
+    )
+    for field, want in theirs.items():
+        if ours[field] != want:
+            raise UserError(
+                f'config.init_from={config.init_from!r} has config.{field}={want!r}: expected '
+                f'{ours[field]!r} as here; set it, or take another folder'
+            )
+    _, variables, _ = load(config.init_from)
+    return first_stage.first_state(config, jax.tree.map(jnp.asarray, variables), key)
+
+
 def torch_name(name: str) -> str:
     """'encoder.down_0_resnet_1.conv1.weight' -> 'encoder.down_blocks.0.resnets.1.conv1.weight'."""
     if name == 'quantizer.codes':
@@ -96,6 +165,12 @@ def torch_name(name: str) -> str:
         r'\.(down|up)_(\d+)_(down|up)sampler\.', r'.\1_blocks.\2.\3samplers.0.conv.', name
     )
     return name.replace('.to_out.', '.to_out.0.')
+
+
+def _place(folder: str | Path) -> Path:
+    """The folder itself, or what it has in `vae/` or `vqvae/`."""
+    nested = (Path(folder, name) for name in ('vae', 'vqvae'))
+    return next((path for path in nested if path.is_dir()), Path(folder))
 
 
 def _module(fields: dict, place: Path) -> FirstStage:

@@ -9,6 +9,9 @@ from gen_jax.errors import UserError
 from gen_jax.interop.tensors import read_tensors
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
+# What diffusers calls `config.diffusion.betas` and `prediction`.
+BETAS = {'linear': 'linear', 'scaled_linear': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
+PREDICTIONS = {'eps': 'epsilon', 'x_0': 'sample', 'v': 'v_prediction'}
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
@@ -64,6 +67,36 @@ def check_fields(fields: dict, fixed: dict, read: tuple[str, ...], place: Path) 
         theirs = fields.get(name, default)
         if theirs != value:
             raise UserError(f'{place}: {name}={theirs!r} is not supported, expected {value!r}')
+
+
+def check_schedule(diffusion, folder: str) -> None:
+    """Raises UserError where a folder tells that its network was trained with other noise.
+
+    Args:
+      diffusion: of the config, in discrete time.
+      folder: with `scheduler_config.json`, in `scheduler/` if there is that; without it nothing is
+        told.
+    """
+    nested, flat = Path(folder, 'scheduler'), Path(folder)
+    place = (nested if nested.is_dir() else flat) / 'scheduler_config.json'
+    if not place.is_file():
+        return
+    fields = read_json(place)
+    # (what the config makes, diffusers' default)
+    ours = {
+        'num_train_timesteps': (diffusion.timesteps, 1000),
+        'beta_schedule': (BETAS[diffusion.betas], 'linear'),
+        'prediction_type': (PREDICTIONS[diffusion.prediction], 'epsilon'),
+        'rescale_betas_zero_snr': (diffusion.zero_snr, False),
+        'trained_betas': (None, None),
+    }
+    if diffusion.betas != 'cosine':
+        ours['beta_start'] = diffusion.beta_min, 1e-4
+        ours['beta_end'] = diffusion.beta_max, 0.02
+    for name, (value, default) in ours.items():
+        theirs = fields.get(name, default)
+        if theirs != value:
+            raise UserError(f'{place}: {name}={theirs!r}, but config.diffusion makes {value!r}')
 
 
 def whole(fields: dict, name: str, usual: int | None, place: Path) -> int:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_jax.config import require
 from gen_jax.diffusion.refinenet import DILATIONS, RefineNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
@@ -55,6 +56,27 @@ def load(path: str | Path) -> tuple[RefineNet, dict]:
     tensors = read_checkpoint(path)
     net = _network(tensors, path)
     return net, from_reference(tensors, net, path)
+
+
+def variables_of(config, net: RefineNet) -> dict:
+    """The variables of a config's network from the file `config.init_from`.
+
+    Args:
+      config: of a diffusion model.
+      net: the network that it makes.
+
+    Returns:
+      {'params': ...} of float32 numpy arrays.
+
+    Raises:
+      UserError: the file is of another network, or the config asks it something else.
+    """
+    path, prediction = config.init_from, config.diffusion.prediction
+    expected = f"'score', which the weights in {path} are trained for"
+    require(prediction == 'score', 'diffusion.prediction', prediction, expected)
+    listed = isinstance(torch_tensors.read(path), list)
+    tensors = read_checkpoint(path) if listed else torch_tensors.read_tensors(path)
+    return {'params': from_reference(tensors, net, path)}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:

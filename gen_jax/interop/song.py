@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from gen_jax.config import require
 from gen_jax.diffusion.song import SongUNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
@@ -35,8 +36,36 @@ LAYERS = (
 )
 SCORE_SDE = {ours: theirs for ours, theirs, _ in LAYERS}
 EDM = {ours: theirs for ours, _, theirs in LAYERS}
+# Of networks whose weights are offered: `config.diffusion`'s prediction and told.
+SCORE_SDE_MEANS = (('eps', 'time'), ('score', 'log_sigma'))
+EDM_MEANS = (('edm', 'log_ratio'),)
 # EDM's outputs of one convolution: q, k, v of the first channel, of the second, and so on.
 THIRDS = {'to_q': '[0::3]', 'to_k': '[1::3]', 'to_v': '[2::3]'}
+
+
+def variables_of(config, net: SongUNet) -> dict:
+    """The variables of a config's network from the file `config.init_from`.
+
+    Args:
+      config: of a diffusion model.
+      net: the network that it makes.
+
+    Returns:
+      As `from_score_sde`.
+
+    Raises:
+      UserError: the file is of another network, or the config tells and asks it something else.
+    """
+    path, size, diffusion = config.init_from, config.data.image_size, config.diffusion
+    tree = torch_tensors.read(path)
+    checkpoint = isinstance(tree, dict) and {'model', 'ema'} <= tree.keys()
+    tensors = read_score_sde(path) if checkpoint else torch_tensors.read_tensors(path)
+    edm = any(name.removeprefix('model.').startswith('enc.') for name in tensors)
+    meanings = EDM_MEANS if edm else SCORE_SDE_MEANS
+    found = diffusion.prediction, diffusion.told
+    expected = f'{" or ".join(map(str, meanings))}, which the weights in {path} are trained for'
+    require(found in meanings, 'diffusion.prediction, config.diffusion.told', found, expected)
+    return (from_edm if edm else from_score_sde)(tensors, net, size, path)
 
 
 def read_score_sde(path: str | Path) -> dict[str, np.ndarray]:

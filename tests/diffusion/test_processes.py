@@ -13,6 +13,7 @@ T = np.linspace(0.02, 0.98, 13)
 PROCESSES = {
     'vp_linear': processes.vp_linear(),
     'vp_cosine': processes.vp_cosine(),
+    'vp_angle': processes.vp_angle(),
     'sub_vp': processes.sub_vp(),
     've': processes.ve(),
     'edm': processes.edm(),
@@ -61,6 +62,19 @@ def test_ve_is_the_papers():
 def test_cosine_is_the_papers():
     f = np.cos((T + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(processes.vp_cosine().alpha(T) ** 2, f, rtol=1e-5, atol=1e-6)
+
+
+def test_angle_is_the_papers():
+    """Ho and Salimans 2022: lambda = -2 log tan(a u + b), from u = 0 at 20 to u = 1 at -20."""
+    process, u = processes.vp_angle(), np.float64([0, 1e-4, 0.01, 0.3, 0.7, 0.99, 0.9999, 1])
+    b = np.arctan(np.exp(-20 / 2))
+    a = np.arctan(np.exp(20 / 2)) - b
+    snr = -2 * np.log(np.tan(a * u + b))
+    sigma = np.sqrt(1 / (1 + np.exp(snr)))
+    np.testing.assert_allclose(process.sigma(jnp.float32(u)), sigma, rtol=2e-5)
+    np.testing.assert_allclose(process.alpha(jnp.float32(u)), np.exp(snr / 2) * sigma, rtol=2e-3)
+    ends = process.alpha(jnp.float32([0, 1])) / process.sigma(jnp.float32([0, 1]))
+    np.testing.assert_allclose(ends, np.exp([10, -10]), rtol=1e-5)
 
 
 def cosine(t):

@@ -104,6 +104,7 @@ def test_every_knob_changes_what_is_drawn_by_the_same_program(name, knob):
 
 CHANGES = {
     'variance': 'fixed_large',
+    'share': 0.1,
     'order': 3,
     'corrections': 4,
     'churn_range': (0.5, 1.0),
@@ -118,6 +119,8 @@ def test_every_option_changes_what_is_drawn(name, option):
     found = []
     for change in ({}, {option: CHANGES[option]}):
         chosen = config(name)
+        if option == 'share':
+            chosen.sampler.variance = 'between'
         chosen.sampler.update(change)
         solvers.check(chosen, continuous=True)
         knobs = {'churn': 2.0} if name == 'heun' else {}

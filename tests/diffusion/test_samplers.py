@@ -1,5 +1,7 @@
 """The samplers on data whose exact denoiser is known: N(mu, s^2), independent pixels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,22 @@ def test_the_last_step_gives_the_denoiser_itself():
         x = run(samplers.ancestral, [2] * 3, variance, ends, denoise)
         jax.effects_barrier()
         np.testing.assert_allclose(x, seen[-1], atol=1e-6)
+
+
+def test_a_share_lies_between_the_variances_on_the_logarithm():
+    """Of one step from pure noise; the last one gives what it finds."""
+    ends = PROCESS.at(np.array([0, T - 1]))
+
+    def found(variance, share=None):
+        step = functools.partial(samplers.ancestral, share=share)
+        return run(step, [2] * 3, variance, ends, lambda x, t: jnp.where(t[0] == 0, x, 0.0))
+
+    small, large = found('fixed_small'), found('fixed_large')
+    np.testing.assert_allclose(found('between', 0.0), small, atol=1e-6)
+    np.testing.assert_allclose(found('between', 1.0), large, atol=1e-6)
+    least, most = np.sqrt((ends.beta_tilde[1], ends.beta[1]))
+    share = (least**0.7 * most**0.3 - least) / (most - least)
+    np.testing.assert_allclose(found('between', 0.3), small + share * (large - small), atol=1e-5)
 
 
 @pytest.mark.parametrize('run', [run_ancestral, lambda n: run_ddim(n, 0.7, 20)])

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from gen_jax.autoencoders.ldm import KLAutoencoder, VQAutoencoder
+from gen_jax.config import create, default
 from gen_jax.errors import UserError
-from gen_jax.interop import diffusers_first_stage
+from gen_jax.interop import diffusers_first_stage, published
 from gen_jax.interop.diffusers_folder import WEIGHTS
 
 # Shapes of weights, in torch's layout, of one level of 8 channels and one block.
@@ -39,9 +40,9 @@ FIELDS = {
 }
 
 
-def shapes_of(kind):
+def shapes_of(kind, width=2):
     # Channels: latent_channels; what latents have; what the encoder and `quant_conv` make.
-    z, dim, made, quantised = (2, 2, 4, 4) if kind == 'AutoencoderKL' else (3, 2, 3, 2)
+    z, dim, made, quantised = (2, 2, 4, 4) if kind == 'AutoencoderKL' else (3, width, 3, width)
     return {
         'encoder.conv_in': (8, 1, 3, 3),
         **{f'encoder.{name}': shape for name, shape in ENCODER.items()},
@@ -56,12 +57,14 @@ def shapes_of(kind):
 
 def write(folder, kind, **changes):
     """A folder of random weights; returns them."""
-    rng, tensors = np.random.default_rng(0), {}
-    for name, shape in shapes_of(kind).items():
+    rng, tensors, width = np.random.default_rng(0), {}, 2
+    if isinstance(changes.get('vq_embed_dim'), int):
+        width = changes['vq_embed_dim']
+    for name, shape in shapes_of(kind, width).items():
         tensors[f'{name}.weight'] = rng.normal(size=shape).astype(np.float32)
         tensors[f'{name}.bias'] = rng.normal(size=shape[0]).astype(np.float32)
     if kind == 'VQModel':
-        tensors['quantize.embedding.weight'] = rng.normal(size=(5, 2)).astype(np.float32)
+        tensors['quantize.embedding.weight'] = rng.normal(size=(5, width)).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
     fields = {'_class_name': kind, **FIELDS[kind], **changes}
@@ -96,6 +99,41 @@ def test_a_vq_model(tmp_path, nested):
     assert len(jax.tree.leaves(variables)) == len(tensors)
     codes = variables['params']['quantizer']['codes']
     np.testing.assert_array_equal(codes, tensors['quantize.embedding.weight'])
+
+
+def test_a_folder_is_a_run_of_the_method(tmp_path):
+    data = default('diffusion.gaussian').data
+    data.num_classes = 10  # which a model of latents may be told
+    for kind, changes in (('AutoencoderKL', {}), ('VQModel', {'vq_embed_dim': 3})):
+        write(tmp_path / kind, kind, **changes)
+        _, variables, _ = diffusers_first_stage.load(tmp_path / kind)
+        config = diffusers_first_stage.config_of(tmp_path / kind, data)
+        state = published.state_of(config, jax.random.key(0))
+        jax.tree.map(np.testing.assert_array_equal, state.net.params, variables['params'])
+        assert state.judge is None
+        batch = {'image': np.zeros((2, 8, 8, 1), np.float32)}
+        shape = jax.eval_shape(create(config).init, jax.random.key(0), batch)
+        assert jax.tree.map(np.shape, state) == jax.tree.map(lambda x: x.shape, shape)
+    write(tmp_path, 'VQModel')
+    with pytest.raises(UserError, match='codes as wide as the latents'):
+        diffusers_first_stage.config_of(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'model.channels': 16}, 'has config.model.channels=8: expected 16 as here'),
+        ({'model.groups': 2}, 'has config.model.groups=4: expected 2'),
+        ({'data.channels': 3}, 'has config.data.channels=1: expected 3'),
+    ],
+)
+def test_a_run_that_starts_from_another_is_refused(tmp_path, changes, says):
+    write(tmp_path, 'AutoencoderKL')
+    config = diffusers_first_stage.config_of(tmp_path, default('diffusion.gaussian').data)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=says) as error:
+        published.state_of(config, jax.random.key(0))
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(

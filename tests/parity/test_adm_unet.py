@@ -165,7 +165,7 @@ def count(net, image_size, channels=3):
     ],
 )
 def test_published_sizes(name, channels, total):
-    net, image_size, _ = PUBLISHED[name]
+    net, image_size, *_ = PUBLISHED[name]
     assert count(net, image_size, channels) == total
 
 
@@ -176,7 +176,7 @@ def test_size_of_edms_network_for_imagenet():
 
 def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
     case = Recorded('classifier')
-    monkeypatch.setitem(PUBLISHED, 'tiny', Published(case.net, case.size))
+    monkeypatch.setitem(PUBLISHED, 'tiny', Published(case.net, case.size, noise={}))
     save_file(case.tensors, tmp_path / 'tiny.pt')
     net, params = load(tmp_path / 'tiny.pt')
     assert net == case.net

@@ -1,15 +1,18 @@
 """DiT against the authors' network (record/dit.py ran it) and against diffusers'."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import difference, filled, load
+from safetensors.numpy import save_file
 
 from gen_jax.diffusion.dit import SIZES, DiT, positions
 from gen_jax.errors import UserError
+from gen_jax.interop import diffusers_dit
 from gen_jax.interop.dit import from_reference, to_reference
 
 CASES = ('latents', 'odd', 'one_patch', 'no_null')
@@ -126,7 +129,7 @@ def test_other_weights_are_refused():
     assert 'shape (1, 15, 24)' in spoilt('latents', wider)
 
 
-def test_agrees_with_diffusers():
+def test_agrees_with_diffusers(tmp_path):
     """Whose blocks have an embedder each, and who differ from the authors in two numbers."""
     torch = pytest.importorskip('torch')
     diffusers = pytest.importorskip('diffusers')
@@ -145,12 +148,42 @@ def test_agrees_with_diffusers():
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     state = {k: torch.tensor(x) for k, x in diffusers_names(case.tensors, depth=2).items()}
     theirs.load_state_dict(state)
+    theirs.save_pretrained(tmp_path / 'transformer')
+    read = diffusers_dit.load_into(tmp_path, case.net, 4)
+    jax.tree.map(np.testing.assert_array_equal, read, case.params())
     x, t, label = map(torch.tensor, case.inputs)
     with torch.no_grad():
         want = theirs(x.permute(0, 3, 1, 2), t, label).sample.permute(0, 2, 3, 1)
     far = difference(case.ours(), want.numpy())
     print('max diff / scale', far)
     assert far < 1e-4
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'num_attention_heads': 6}, 'num_attention_heads=6, expected 3 as the config makes it'),
+        ({'attention_head_dim': 4}, 'attention_head_dim=4, expected 8'),
+        ({'out_channels': None}, 'out_channels=4, expected 8'),
+        ({'num_layers': '2'}, "num_layers='2', expected a whole number"),
+        ({'norm_type': 'layer_norm'}, "norm_type='layer_norm' is not supported"),
+        ({'_class_name': 'UNet2DModel'}, 'expected DiTTransformer2DModel'),
+        ({'caption_channels': 3}, "field 'caption_channels' is not one"),
+        ({}, 'blocks have different embedders (t_embedder.mlp.0.bias)'),
+    ],
+)
+def test_other_folders_of_diffusers_are_refused(tmp_path, changes, says):
+    case = Recorded('latents')
+    tensors = diffusers_names(case.tensors, depth=2)
+    name = 'transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias'
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, tmp_path / 'diffusion_pytorch_model.safetensors')
+    fields = {'_class_name': 'Transformer2DModel', 'num_attention_heads': 3, 'num_layers': 2}
+    fields |= {'attention_head_dim': 8, 'in_channels': 4, 'out_channels': 8, 'patch_size': 2}
+    (tmp_path / 'config.json').write_text(json.dumps(fields | changes))
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        diffusers_dit.load_into(tmp_path, case.net, 4)
+    assert '\n' not in str(error.value)
 
 
 def diffusers_names(tensors, depth):

@@ -141,6 +141,10 @@ def test_a_checkpoint_tells_its_network_and_its_averages_are_read(tmp_path, name
     averages = {key: x + 1 for key, x in case.tensors.items()}
     net, params = ncsnv2.load(checkpoint(tmp_path / 'a.pth', case.tensors, averages))
     assert net == case.net
+    config = default('diffusion.continuous', network='refinenet')
+    config.diffusion.prediction, config.init_from = 'score', str(tmp_path / 'a.pth')
+    found = ncsnv2.variables_of(config, net)
+    jax.tree.map(np.testing.assert_array_equal, found, {'params': params})
     same = jax.tree.map(np.array_equal, params, ncsnv2.from_reference(averages, net))
     assert all(jax.tree.leaves(same))
 

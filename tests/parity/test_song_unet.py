@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 from golden import difference, filled, load
 
+from gen_jax.config import default
 from gen_jax.diffusion.song import SongUNet
 from gen_jax.errors import UserError
-from gen_jax.interop.song import from_edm, from_score_sde, read_score_sde, to_edm, to_score_sde
+from gen_jax.interop.song import (
+    from_edm,
+    from_score_sde,
+    read_score_sde,
+    to_edm,
+    to_score_sde,
+    variables_of,
+)
 from gen_jax.nn import fir
 
 SCORE_SDE = ('ddpmpp', 'ncsnpp_vp', 'ncsnpp', 'ncsnpp_256')
@@ -261,7 +269,13 @@ def test_averages_are_what_a_checkpoint_gives(tmp_path):
     fixed = ('sigmas', 'all_modules.0.W')
     want = {k: x if k in fixed else x + 1 for k, x in tensors.items()}
     averages = [x for k, x in want.items() if k not in fixed]
-    same(read_score_sde(checkpoint(tmp_path, tensors, averages)), want)
+    path = checkpoint(tmp_path, tensors, averages)
+    same(read_score_sde(path), want)
+    config = default('diffusion.continuous', network='song')
+    config.diffusion.prediction, config.diffusion.told = 'score', 'log_sigma'
+    config.init_from = str(path)
+    found = variables_of(config, case.net)
+    jax.tree.map(np.testing.assert_array_equal, found, from_score_sde(want, case.net, 8))
     with pytest.raises(UserError, match='averages for') as error:
         read_score_sde(checkpoint(tmp_path, tensors, averages[1:]))
     assert '\n' not in str(error.value)
