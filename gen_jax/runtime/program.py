@@ -42,9 +42,7 @@ class Program:
         """
         self.config, self.method = config, method
         self.mesh = sharding.make_mesh(config.mesh, devices)
-        sharding.check_divides(config.batch_size, self.mesh, 'batch_size')
-        part = config.batch_size // config.accumulate
-        sharding.check_divides(part, self.mesh, 'batch_size / config.accumulate')
+        sharding.check_divides(config.batch_size, self.mesh, 'batch_size', config.accumulate)
         sharding.check_divides(config.sample.batch_size, self.mesh, 'sample.batch_size')
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.batch_spec = pipeline.batch_spec(config)

@@ -198,15 +198,15 @@ def parts(mesh: Mesh) -> int:
     return mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def check_divides(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises UserError where a batch cannot be split evenly over the mesh."""
+def check_divides(batch_size: int, mesh: Mesh, field: str, accumulate: int = 1) -> None:
+    """Raises UserError where a batch, or each of its `accumulate` parts, cannot be split evenly."""
     n = parts(mesh)
-    if batch_size % n:
-        nearest = max(1, math.floor(batch_size / n + 0.5)) * n
-        raise UserError(
-            f'config.{field}={batch_size} is not a multiple of the {n} parts that the mesh '
-            f'splits a batch into: try {nearest}'
-        )
+    least, told = n * accumulate, f'the {n} parts that the mesh splits a batch into'
+    if accumulate > 1:
+        told = f'{least}, {told} times config.accumulate={accumulate}'
+    if batch_size % least:
+        nearest = max(1, math.floor(batch_size / least + 0.5)) * least
+        raise UserError(f'config.{field}={batch_size} is not a multiple of {told}: try {nearest}')
 
 
 def laid_out(shapes, placed):

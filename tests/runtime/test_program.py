@@ -222,7 +222,8 @@ def test_a_part_that_the_mesh_cannot_split_is_told_in_one_line(main, tmp_path):
     run = main(config, f'--workdir={tmp_path}/run', '--config.accumulate=8', devices=2)
     assert run.returncode == 2
     (line,) = [line for line in run.stderr.splitlines() if line.startswith('main.py')]
-    assert 'batch_size / config.accumulate=1 is not a multiple of the 2 parts' in line
+    assert 'config.batch_size=8 is not a multiple of 16, the 2 parts' in line
+    assert line.endswith('times config.accumulate=8: try 16')
     assert not (tmp_path / 'run').exists()
 
 

@@ -140,3 +140,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_next_that_does():
     with pytest.raises(UserError, match=r'config.batch_size=10 .* 4 parts .* try 12'):
         sharding.check_divides(10, mesh_of(2, 2, 3), 'batch_size')
     sharding.check_divides(12, mesh_of(2, 2, 3), 'batch_size')
+
+
+@pytest.mark.parametrize(('batch_size', 'nearest'), [(20, 32), (24, 32), (50, 64), (3, 32)])
+def test_a_batch_whose_parts_do_not_divide_is_told_one_whose_parts_do(batch_size, nearest):
+    told = (
+        rf'config.batch_size={batch_size} .* 32, the 8 parts .*config.accumulate=4: try {nearest}$'
+    )
+    with pytest.raises(UserError, match=told):
+        sharding.check_divides(batch_size, mesh_of(4, 2, 1), 'batch_size', accumulate=4)
+    sharding.check_divides(nearest, mesh_of(4, 2, 1), 'batch_size', accumulate=4)
