@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gen_jax import plan
 from gen_jax.config import create, default
 from gen_jax.errors import UserError
-from gen_jax.runtime import cost, sharding, topology
+from gen_jax.runtime import config_file, cost, sharding, topology
 from gen_jax.runtime.program import Program
 
 ROOT = Path(__file__).parents[1]
@@ -374,6 +374,15 @@ def test_a_papers_config_tells_the_figures_of_its_row(label):
         rate = float(row[4].replace(',', ''))  # images a second
         hours = config.steps * config.batch_size / rate / 3600
         assert figures.groups() == (f'{hours:.2g}', f'{8 * hours:.2g}', row[2])
+
+
+@pytest.mark.parametrize('label', plan_scaling.PAPERS)
+def test_the_papers_batches_are_whole_on_every_device(label):
+    config = config_file.ConfigFile().parse(str(ROOT / f'configs/{label}.py'))
+    for where in topology.parse(','.join(plan_scaling.PAPERS[label])):
+        parts = where.chips * where.chip.devices // config.mesh.tensor
+        assert config.batch_size % (parts * config.accumulate) == 0, where.name
+        assert config.sample.batch_size % parts == 0, where.name
 
 
 def test_a_table_replaces_that_of_its_name_alone(monkeypatch, tmp_path):
