@@ -21,11 +21,18 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     Returns:
       Of each of `KINDS` that occurs: how often it runs, and the bytes of its results. What a loop
       holds counts as often as the loop runs where the program says so (a known trip count, or a
-      counter compared with a constant), else once. A pair of start and done counts once.
+      counter compared with a constant), else once. A pair of start and done counts once, and of
+      branches the one that sends most.
     """
     computations, entry = _computations(text)
+    counts, sizes = _sent(computations, entry)
+    return {kind: {'count': counts[kind], 'bytes': sizes[kind]} for kind in KINDS if counts[kind]}
+
+
+def _sent(computations: dict, name: str) -> tuple[Counter, Counter]:
+    """How often each kind runs in one run of a computation, and the bytes of its results."""
     counts, sizes, seen = Counter(), Counter(), set()
-    for line, times, fused in _run(computations, entry, 1, False):
+    for line, times, fused in _run(computations, name, 1, False):
         found = INSTRUCTION.match(line)
         kind = found[2].removesuffix('-done')
         if kind not in KINDS:
@@ -38,7 +45,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             seen.add((kind, channel[1]))
         counts[kind] += times
         sizes[kind] += times * shape_bytes(found[1])
-    return {kind: {'count': counts[kind], 'bytes': sizes[kind]} for kind in KINDS if counts[kind]}
+    return counts, sizes
 
 
 def shape_bytes(shape: str) -> int:
@@ -74,6 +81,8 @@ def _run(computations: dict, name: str, times: int, fused: bool) -> Iterator[tup
         called = CALLED.findall(line)
         if branches := BRANCHES.search(line):
             called += re.findall(r'[\w.-]+', branches[1])
+        if operation == 'conditional':
+            called = [max(called, key=lambda branch: _sent(computations, branch)[1].total())]
         trips = _trips(line, computations) if operation == 'while' else 1
         for callee in called:
             yield from _run(computations, callee, times * trips, fused or operation == 'fusion')

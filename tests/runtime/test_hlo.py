@@ -96,6 +96,43 @@ def test_a_programs_collectives():
     }
 
 
+# Branches one of which has another inside.
+BRANCHES = """\
+%none (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8]{0} parameter(0)
+}
+
+%small (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %cp = f32[8]{0} collective-permute(%p), channel_id=1
+}
+
+%two (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %cp.1 = f32[8]{0} collective-permute(%p), channel_id=2
+  ROOT %cp.2 = f32[8]{0} collective-permute(%cp.1), channel_id=3
+}
+
+%large (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %c = f32[8]{0} conditional(%p, %p, %p), true_computation=%none, false_computation=%two
+  ROOT %ar = f32[8]{0} all-reduce(%c), channel_id=4, to_apply=%none
+}
+
+ENTRY %main (a: f32[8], b: s32[]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  ROOT %c = f32[8]{0} conditional(%b, %a, %a, %a), branch_computations={%small, %large, %two}
+}
+"""
+
+
+def test_of_branches_that_which_sends_most_counts():
+    assert hlo.collectives(BRANCHES) == {
+        'all-reduce': {'count': 1, 'bytes': 32},
+        'collective-permute': {'count': 2, 'bytes': 64},
+    }
+
+
 def test_a_program_without_any():
     text = 'ENTRY %main (a: f32[4]) -> f32[4] {\n  ROOT %a = f32[4]{0} parameter(0)\n}\n'
     assert hlo.collectives(text) == {}
