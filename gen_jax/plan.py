@@ -8,14 +8,13 @@ import copy
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import ml_collections
 
 from gen_jax import latent
 from gen_jax.errors import UserError
-from gen_jax.runtime import cost, workdir
+from gen_jax.runtime import cost, sharding, workdir
 from gen_jax.runtime import topology as topologies
 from gen_jax.runtime.program import Program
 from gen_jax.runtime.topology import GIB, Topology
@@ -109,9 +108,8 @@ def part(program: Program, where: Topology, name: str) -> dict:
     logging.info('%s: compiling %s', where.name, name)
     size, lower = PARTS[name]
     training = name == 'train_step'
-    unrolled = partial(flops_without_loops, program, where) if training else None
     try:
-        return cost.measure(lower(program), where.chip, unrolled)
+        return train_step(program, where) if training else cost.measure(lower(program), where.chip)
     except cost.OutOfMemory as full:
         tried = [smaller_batches(program, size, full.needed / full.available)]
         if training:
@@ -124,21 +122,16 @@ def part(program: Program, where: Topology, name: str) -> dict:
         }
 
 
-def flops_without_loops(program: Program, where: Topology) -> float:
-    """Of train_step on one device: those of its share of the batch, at once and without a mesh.
-
-    Gradients are accumulated in a loop, and the partitioner makes loops of its own. 0 where what
-    they spare does not fit.
-    """
-    mesh = program.mesh.shape
-    share = program.config.batch_size // (mesh['data'] * mesh['fsdp'])
-    alone = {'accumulate': 1, 'batch_size': share, 'mesh.data': 1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
-    config = changed(program.config, {**alone, 'mesh.rules': ()})
-    one = Program(config, latent.method(config), [program.mesh.devices.flat[0]])
-    try:
-        return cost.measure(one.lower_train(), where.chip)['flops'] / mesh['tensor']
-    except cost.OutOfMemory:
-        return 0.0
+def train_step(program: Program, where: Topology) -> dict:
+    """What `cost.measure` gives of a step, all parts of its batch counted."""
+    config, k = program.config, program.config.accumulate
+    if k == 1:
+        step = program.lower_train()
+        return cost.measure(step, where.chip, lambda: program.flops() / program.mesh.size)
+    whole = cost.measure(program.lower_train(), where.chip)
+    one = with_changes(program, {'batch_size': config.batch_size // k, 'accumulate': 1})
+    kept = sharding.held(program.state_shape, ('opt_state', 'ema'))
+    return cost.in_parts(whole, train_step(one, where), k, kept, where.chip)
 
 
 def smaller_batches(program: Program, size: str, times: float) -> list[dict]:
@@ -163,14 +156,18 @@ def _first_fitting(
 ) -> dict | None:
     """The first changes of the config with which the program compiles."""
     for changes in tried:
-        config = changed(program.config, changes)
         try:
-            smaller = Program(config, latent.method(config), list(program.mesh.devices.flat))
-            cost.measure(lower(smaller), where.chip)
+            cost.measure(lower(with_changes(program, changes)), where.chip)
         except cost.OutOfMemory:
             continue
         return changes
     return None
+
+
+def with_changes(program: Program, changes: dict) -> Program:
+    """The program of a changed config on the same devices."""
+    config = changed(program.config, changes)
+    return Program(config, latent.method(config), list(program.mesh.devices.flat))
 
 
 def changed(config, changes: dict) -> ml_collections.ConfigDict:

@@ -253,6 +253,30 @@ def test_a_loop_is_given_its_flops():
     assert cost.measure(lowered, where.chip)['flops'] < flops / 50
 
 
+def test_a_step_in_parts_costs_them_all_and_moves_the_optimiser_once():
+    chip = topology.CHIPS['v3']  # two devices
+    sent = {'all-reduce': {'count': 8, 'bytes': 332e6}}
+    whole = {'memory': {'total': 7}, 'collectives': sent}
+    part = {'flops': 123e9, 'bytes': 900e6, 'optimal_seconds': 0.004}
+    found = cost.in_parts(whole, part, 4, 50e6, chip)
+    # Three of four times the optimiser's 50 MB are not read, nor written.
+    assert found == {
+        'memory': {'total': 7},
+        'flops': 4 * 123e9,
+        'bytes': pytest.approx(4 * 900e6 - 300e6),
+        'collectives': sent,
+        'optimal_seconds': pytest.approx(0.016 - 300e6 / 450e9),
+        'roofline': {
+            'flops': pytest.approx(0.008),
+            'memory': pytest.approx(3300e6 / 450e9),
+            'interconnect': pytest.approx(0.002),
+        },
+        'seconds': pytest.approx(0.016 - 300e6 / 450e9),
+    }
+    unknown = cost.in_parts(whole, part | {'optimal_seconds': None}, 4, 50e6, chip)
+    assert (unknown['optimal_seconds'], unknown['seconds']) == (None, pytest.approx(0.008))
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_accumulating_changes_memory_and_not_flops():
@@ -266,6 +290,9 @@ def test_accumulating_changes_memory_and_not_flops():
         steps.append(plan.part(program, where, 'train_step'))
     at_once, in_parts = steps
     assert in_parts['flops'] == pytest.approx(at_once['flops'], rel=0.02)
+    # Eight times over the parameters, and maps of fewer images, which fill less of a tile.
+    assert in_parts['bytes'] > at_once['bytes']
+    assert in_parts['optimal_seconds'] > at_once['optimal_seconds']
     assert in_parts['roofline']['flops'] == pytest.approx(in_parts['flops'] / 197e12)
     assert in_parts['memory']['temporaries'] < at_once['memory']['temporaries']
 

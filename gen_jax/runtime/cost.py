@@ -23,14 +23,14 @@ class OutOfMemory(Exception):
 
 
 def measure(
-    lowered: jax.stages.Lowered, chip: Chip, unrolled: Callable[[], float] | None = None
+    lowered: jax.stages.Lowered, chip: Chip, asked: Callable[[], float] | None = None
 ) -> dict:
     """Compiles, and says what one run costs one device.
 
     Args:
       lowered: a program for devices of `topology.devices`.
       chip: that these are.
-      unrolled: FLOPs of one device, counted elsewhere: asked for where the compiled program has
+      asked: FLOPs that the program asks of one device: counted only where the compiled program has
         loops, whose inside the compiler counts once.
 
     Returns:
@@ -47,27 +47,56 @@ def measure(
     compiled = _compile(lowered)
     cost, text = compiled.cost_analysis(), compiled.as_text()
     flops = cost['flops']
-    if unrolled and ' while(' in text:
-        flops = max(flops, unrolled())
-    sent = hlo.collectives(text)
-    roofline = {
-        'flops': flops / chip.flops,
-        'memory': cost['bytes accessed'] / chip.hbm_bandwidth,
-        'interconnect': sum(kind['bytes'] for kind in sent.values()) / chip.ici_bandwidth,
-    }
-    # A core's peaks are its share of the chip's.
-    roofline = {name: seconds * chip.devices for name, seconds in roofline.items()}
+    if asked and ' while(' in text:
+        flops = max(flops, asked())
     # A sum in which -1 stands for each operation of unknown time.
     optimal = cost['optimal_seconds'] if cost['optimal_seconds'] > 0 else None
-    return {
+    counted = {
         'memory': memory(compiled),
         'flops': flops,
         'bytes': cost['bytes accessed'],
-        'collectives': sent,
+        'collectives': hlo.collectives(text),
         'optimal_seconds': optimal,
-        'roofline': roofline,
-        'seconds': max(*roofline.values(), optimal or 0.0),
     }
+    return _timed(counted, chip)
+
+
+def in_parts(whole: dict, part: dict, k: int, kept: float, chip: Chip) -> dict:
+    """What a step costs that takes k parts of its batch in turn, in a loop.
+
+    Args:
+      whole: what `measure` gives of it, whose loop counts once: its memory and its collectives,
+        which count as often as they run, are the step's.
+      part: and of a step on one of the parts alone.
+      k: how many parts.
+      kept: bytes of the optimiser's moments and of averages on a device, which each program reads
+        and writes once: each part's too, where the step is to do so once for all of them.
+      chip: that the devices are of.
+    """
+    spared = 2 * (k - 1) * kept
+    optimal = part['optimal_seconds']
+    counted = {
+        'memory': whole['memory'],
+        'flops': k * part['flops'],
+        'bytes': k * part['bytes'] - spared,
+        'collectives': whole['collectives'],
+        'optimal_seconds': optimal and k * optimal - spared * chip.devices / chip.hbm_bandwidth,
+    }
+    return _timed(counted, chip)
+
+
+def _timed(counted: dict, chip: Chip) -> dict:
+    """What was counted of one run, and the times that it needs at least."""
+    roofline = {
+        'flops': counted['flops'] / chip.flops,
+        'memory': counted['bytes'] / chip.hbm_bandwidth,
+        'interconnect': sum(x['bytes'] for x in counted['collectives'].values())
+        / chip.ici_bandwidth,
+    }
+    # A core's peaks are its share of the chip's.
+    roofline = {name: seconds * chip.devices for name, seconds in roofline.items()}
+    seconds = max(*roofline.values(), counted['optimal_seconds'] or 0.0)
+    return {**counted, 'roofline': roofline, 'seconds': seconds}
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

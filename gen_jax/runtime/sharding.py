@@ -256,6 +256,21 @@ def state_shardings(mesh: Mesh, state, rules: tuple = ()):
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+def held(shapes, parts: tuple[str, ...]) -> int:
+    """Bytes that each device holds of some parts of a state.
+
+    Args:
+      shapes: of a method's state, as `laid_out` gives them.
+      parts: names of fields of `Net`.
+    """
+
+    def size(path, leaf):
+        n = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        return n if set(parts) & set(_name(path).split('/')) else 0
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, shapes)))
+
+
 def gathered(state, shardings, parts: tuple[str, ...] = ('params', 'ema')):
     """A state whose parameters are whole along fsdp, as networks use them.
 

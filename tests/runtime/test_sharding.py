@@ -52,6 +52,20 @@ def test_a_regex_overrides_the_shape():
     assert found == {'conv': P('fsdp', 'tensor'), 'out': P(None, 'fsdp')}
 
 
+def test_what_a_device_holds_of_some_fields():
+    net = {
+        'params': {'w': np.zeros((64, 128), np.float32)},
+        'ema': {'w': np.zeros((64, 128), np.float32)},
+        'opt_state': [{'mu': {'params_of': np.zeros((8, 8), np.int16)}, 'count': np.int32(0)}],
+    }
+    state = {'net': net, 'ema_like': np.zeros(3, np.float32)}
+    placed = sharding.state_shardings(mesh_of(4, 2, 1), state)
+    shapes = sharding.laid_out(state, placed)
+    half = 64 * 128 * 4 // 2  # of what fsdp splits
+    assert sharding.held(shapes, ('params',)) == half
+    assert sharding.held(shapes, ('opt_state', 'ema')) == half + 8 * 8 * 2 + 4
+
+
 @pytest.mark.parametrize('spec', [('fsdp',) * 3, ('model', None), ('tensor', None)])
 def test_a_rule_that_does_not_fit_is_refused(spec):
     with pytest.raises(UserError, match=r'config.mesh.rules: .w. .*\(9, 128\)'):
