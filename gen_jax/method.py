@@ -68,6 +68,8 @@ class Method(NamedTuple):
         what is trained stays as it is.
       network_calls: calls of the network in one `sample_step`, as the config has it.
       stage: (step) -> hashable, of what a training step is, where that is not always the same.
+      lazy: {field of the config: n}, weights of terms that only every n-th step has, the first one
+        too; where a weight is 0, no step has its term.
       advise: ({name: mean over some steps}) -> {what goes wrong in training: what to do}.
     """
 
@@ -87,6 +89,7 @@ class Method(NamedTuple):
     settle: Callable | None = None
     network_calls: int = 1
     stage: Callable | None = None
+    lazy: dict[str, int] | None = None
     advise: Callable | None = None
 
 

@@ -7,6 +7,7 @@ the chip's; nothing is measured.
 import copy
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,15 +124,45 @@ def part(program: Program, where: Topology, name: str) -> dict:
 
 
 def train_step(program: Program, where: Topology) -> dict:
-    """What `cost.measure` gives of a step, all parts of its batch counted."""
+    """What `cost.measure` gives of a step, on average where steps differ, and their `kinds`."""
+    shares = []
+    for kind in (kinds := kinds_of_steps(program)):
+        without = dict.fromkeys(kind['without'], 0.0)
+        lacking = with_changes(program, without) if without else program
+        shares.append((kind['share'], of_step(lacking, where, kind['step'])))
+    if len(kinds) == 1:
+        return shares[0][1]
+    return {**cost.mean(shares, where.chip), 'kinds': kinds}
+
+
+def kinds_of_steps(program: Program) -> list[dict]:
+    """What training steps there are, the last first.
+
+    Returns:
+      Of each kind the last `step`, the weights that it is `without` (of `Method.lazy`), and its
+      `share` of `config.steps`.
+    """
+    n, lazy = program.config.steps, program.method.lazy or {}
+    last, times = {}, Counter()
+    for step in reversed(range(n)):
+        kind = program.stage(step), tuple(field for field, every in lazy.items() if step % every)
+        last.setdefault(kind, step)
+        times[kind] += 1
+    return [
+        {'step': step, 'without': kind[1], 'share': times[kind] / n} for kind, step in last.items()
+    ]
+
+
+def of_step(program: Program, where: Topology, step: int) -> dict:
+    """What `cost.measure` gives of one training step, all parts of its batch counted."""
     config, k = program.config, program.config.accumulate
+    lowered = program.lower_train(step)
     if k == 1:
-        step = program.lower_train()
-        return cost.measure(step, where.chip, lambda: program.flops() / program.mesh.size)
-    whole = cost.measure(program.lower_train(), where.chip)
+        return cost.measure(lowered, where.chip, lambda: program.flops(step) / program.mesh.size)
+    whole = cost.measure(lowered, where.chip)
     one = with_changes(program, {'batch_size': config.batch_size // k, 'accumulate': 1})
     kept = sharding.held(program.state_shape, ('opt_state', 'ema'))
-    return cost.in_parts(whole, train_step(one, where), k, kept, where.chip)
+    return cost.in_parts(whole, of_step(one, where, step), k, kept, where.chip)
 
 
 def smaller_batches(program: Program, size: str, times: float) -> list[dict]:
@@ -193,6 +224,9 @@ def in_full(plan: dict) -> str:
     if measured:
         lines += [row('per device', *measured)]
         lines += [row(name, *values) for name, values in _rows(measured)]
+    if kinds := parts.get('train_step', {}).get('kinds'):
+        told = f'the mean of {len(kinds)} kinds of steps, memory what the largest needs'
+        lines += [f'  train_step is {told}']
     lines += [does_not_fit(name, part) for name, part in parts.items() if name not in measured]
     return '\n'.join(lines + _totals(plan))
 
@@ -249,7 +283,7 @@ def _rows(parts: dict) -> list[tuple[str, list[str]]]:
 
 def _collective(part: dict, kind: str) -> str:
     found = part['collectives'].get(kind)
-    return f'{found["count"]} x, {found["bytes"] / 1e6:,.2f} MB' if found else '-'
+    return f'{found["count"]:,g} x, {found["bytes"] / 1e6:,.2f} MB' if found else '-'
 
 
 def _totals(plan: dict) -> list[str]:

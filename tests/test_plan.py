@@ -277,6 +277,84 @@ def test_a_step_in_parts_costs_them_all_and_moves_the_optimiser_once():
     assert (unknown['optimal_seconds'], unknown['seconds']) == (None, pytest.approx(0.008))
 
 
+def test_steps_that_differ_cost_their_mean_and_need_what_the_largest_do():
+    chip = topology.CHIPS['v5e']
+    one = {
+        'memory': {'total': 7, 'code': 1},
+        'flops': 100e12,
+        'bytes': 819e9,
+        'collectives': {'all-reduce': {'count': 4, 'bytes': 200e9}},
+        'optimal_seconds': 2.0,
+    }
+    two = {
+        'memory': {'total': 9, 'code': 0},
+        'flops': 200e12,
+        'bytes': 0,
+        'collectives': {
+            'all-gather': {'count': 8, 'bytes': 400e9},
+            'all-reduce': {'count': 0, 'bytes': 0},
+        },
+        'optimal_seconds': 6.0,
+    }
+    assert cost.mean([(0.75, one), (0.25, two)], chip) == {
+        'memory': {'total': 9, 'code': 0},
+        'flops': pytest.approx(125e12),
+        'bytes': pytest.approx(0.75 * 819e9),
+        'collectives': {
+            'all-reduce': {'count': 3, 'bytes': pytest.approx(150e9)},
+            'all-gather': {'count': 2, 'bytes': pytest.approx(100e9)},
+        },
+        'optimal_seconds': pytest.approx(3.0),
+        'roofline': {
+            'flops': pytest.approx(125 / 197),
+            'memory': pytest.approx(0.75),
+            'interconnect': pytest.approx(1.25),
+        },
+        'seconds': pytest.approx(3.0),
+    }
+    unknown = cost.mean([(0.75, one), (0.25, two | {'optimal_seconds': None})], chip)
+    assert (unknown['optimal_seconds'], unknown['seconds']) == (None, pytest.approx(1.25))
+
+
+def test_steps_are_of_kinds_by_stage_and_by_what_they_lack():
+    """Of eleven steps from 0 on: a change after six, one term every second, one every fourth."""
+    config = plan.changed(default('gans.adversarial'), {'steps': 11})
+    lazy = {'gan.penalty_weight': 4, 'gan.path_length': 2}
+    program = types.SimpleNamespace(
+        config=config, method=types.SimpleNamespace(lazy=lazy), stage=lambda step: 8 << (step > 5)
+    )
+    both = tuple(lazy)
+    assert plan.kinds_of_steps(program) == [
+        {'step': 10, 'without': ('gan.penalty_weight',), 'share': 2 / 11},  # and 6
+        {'step': 9, 'without': both, 'share': 2 / 11},  # and 7
+        {'step': 8, 'without': (), 'share': 1 / 11},
+        {'step': 5, 'without': both, 'share': 3 / 11},  # and 1, 3
+        {'step': 4, 'without': (), 'share': 2 / 11},  # and 0
+        {'step': 2, 'without': ('gan.penalty_weight',), 'share': 1 / 11},
+    ]
+    program.method.lazy = None
+    program.stage = lambda step: None
+    assert plan.kinds_of_steps(program) == [{'step': 10, 'without': (), 'share': 1}]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_plan_weighs_steps_with_a_lazy_penalty_and_without():
+    """A step with it costs what the program does whose every second step has one, or so."""
+    (where,) = topology.parse('v5e:1x1')
+    config = default('gans.adversarial', network='mlp')
+    config.gan.penalty, config.batch_size, config.model.d_widths = 'r1', 64, (512, 512)
+    flops = {}
+    for steps, weight in ((8, 10.0), (1, 10.0), (8, 0.0)):
+        every = {'steps': steps, 'gan.penalty_every': 4, 'gan.penalty_weight': weight}
+        other = plan.changed(config, every)
+        program = Program(other, create(other), topology.devices(where))
+        flops[steps, weight] = plan.part(program, where, 'train_step')['flops']
+    with_it, without = flops[1, 10.0], flops[8, 0.0]
+    assert with_it > 1.2 * without
+    assert flops[8, 10.0] == pytest.approx(without + (with_it - without) / 4, rel=1e-3)
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_accumulating_changes_memory_and_not_flops():

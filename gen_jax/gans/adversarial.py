@@ -19,7 +19,7 @@ What the papers leave open:
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -62,6 +62,7 @@ from gen_jax.method import (
 CHOICES = {'network': 'model'}
 # What `decode` does to its latents, whatever samples are asked for: nothing.
 UNTRUNCATED = {'temperature': 1.0, 'truncation': 0.0, 'psi': 1.0}
+PENALTY_WEIGHT, PATH_LENGTH = 'gan.penalty_weight', 'gan.path_length'
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many
 
@@ -102,7 +103,7 @@ def discriminator_step(judge: Judge, state: State) -> tuple[State, dict]:
     game, asked = judge.game, judge.asked
     rules, generator = game.rules, state.generator.variables()
     net, lazy = state.discriminator, {}
-    if rules.penalty and rules.penalty_every > 1:
+    if PENALTY_WEIGHT in lazy_terms(rules):
         pair = net, jnp.zeros(())
         step = partial(penalised, judge, generator)
         net, lazy['penalty'] = every(rules.penalty_every, state.step, step, pair)
@@ -207,7 +208,7 @@ def create(config) -> Method:
     game = game_of(config)
     size, channels = config.data.image_size, config.data.channels
     classes, rules = game.generator.num_classes, config.gan
-    regular, growth = bool(rules.get('path_length', 0)), growth_of(rules, size)
+    lazy, growth = lazy_terms(rules), growth_of(rules, size)
 
     def init(key, batch):
         check_batch(batch, size, channels)
@@ -221,7 +222,7 @@ def create(config) -> Method:
             Net.create(g_variables, game.g_tx, config.ema_decay > 0),
             Net.create(d_variables, game.d_tx, False),
             jnp.zeros((), jnp.int32),
-            jnp.zeros(()) if regular else None,
+            jnp.zeros(()) if PATH_LENGTH in lazy else None,
         )
 
     def train_step(key, state, batch, stage=size):
@@ -264,8 +265,12 @@ def create(config) -> Method:
 
     latent_dim = None if classes else game.generator.latent_dim
 
+    @cache
+    def of_phase(phase):
+        return growth.sizes[int(growth.at(np.int64(phase * growth.steps))[0])]
+
     def stage(step):
-        return growth.sizes[int(growth.at(np.int64(step))[0])]
+        return of_phase(step // growth.steps)
 
     return Method(
         init,
@@ -276,6 +281,7 @@ def create(config) -> Method:
         latents=found,
         settle=standing(config, game, found) if config.sample.get('standing') else None,
         stage=stage if growth else None,
+        lazy=lazy,
         advise=advise,
     )
 
@@ -310,9 +316,8 @@ def game_of(config) -> Game:
     generator, discriminator = networks.build(config)
     rules = ml_collections.FrozenConfigDict(config.gan)  # hashable
     growth = growth_of(rules, config.data.image_size)
-    lazy_path = rules.path_length_every if rules.get('path_length', 0) else 0
-    # At every step the penalty is part of the loss.
-    lazy_penalty = rules.penalty_every if rules.penalty and rules.penalty_every > 1 else 0
+    lazy = lazy_terms(rules)
+    lazy_path, lazy_penalty = lazy.get(PATH_LENGTH, 0), lazy.get(PENALTY_WEIGHT, 0)
     return Game(
         generator,
         discriminator,
@@ -322,6 +327,17 @@ def game_of(config) -> Game:
         lazy_optimizer(config.optimizer, rules.d_rate_ratio, lazy_penalty, rules.n_critic, growth),
         config.accumulate,
     )
+
+
+def lazy_terms(rules) -> dict[str, int]:
+    """What is regularised by steps of its own: {its weight in the config: every how many}."""
+    terms = {}
+    # At every step the penalty is part of the loss.
+    if rules.penalty and rules.penalty_weight and rules.penalty_every > 1:
+        terms[PENALTY_WEIGHT] = rules.penalty_every
+    if rules.get('path_length', 0):
+        terms[PATH_LENGTH] = rules.path_length_every
+    return terms
 
 
 def lazy_optimizer(

@@ -85,6 +85,39 @@ def in_parts(whole: dict, part: dict, k: int, kept: float, chip: Chip) -> dict:
     return _timed(counted, chip)
 
 
+def mean(shares: list[tuple[float, dict]], chip: Chip) -> dict:
+    """What steps cost on average that are not all the same.
+
+    Args:
+      shares: of the steps, in all 1, and what `measure` gives of them.
+      chip: that the devices are of.
+
+    Returns:
+      As `measure`; `memory` is that of those that need most.
+    """
+
+    def averaged(value):
+        return sum(share * value(cost) for share, cost in shares)
+
+    kinds = dict.fromkeys(kind for _, cost in shares for kind in cost['collectives'])
+    nothing = {'count': 0, 'bytes': 0}
+    unknown = any(cost['optimal_seconds'] is None for _, cost in shares)
+    counted = {
+        'memory': max((cost['memory'] for _, cost in shares), key=lambda memory: memory['total']),
+        'flops': averaged(lambda cost: cost['flops']),
+        'bytes': averaged(lambda cost: cost['bytes']),
+        'collectives': {
+            kind: {
+                what: averaged(lambda cost: cost['collectives'].get(kind, nothing)[what])  # noqa: B023
+                for what in nothing
+            }
+            for kind in kinds
+        },
+        'optimal_seconds': None if unknown else averaged(lambda cost: cost['optimal_seconds']),
+    }
+    return _timed(counted, chip)
+
+
 def _timed(counted: dict, chip: Chip) -> dict:
     """What was counted of one run, and the times that it needs at least."""
     roofline = {

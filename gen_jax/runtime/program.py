@@ -131,12 +131,10 @@ class Program:
 
         return with_gathered
 
-    def _stage(self, step):
+    def stage(self, step: int | None = None):
+        """`Method.stage` of a training step, None: the last one; None where there are none."""
+        step = self.config.steps - 1 if step is None else step
         return self.method.stage and self.method.stage(step)
-
-    @property
-    def _last_stage(self):
-        return self._stage(self.config.steps - 1)
 
     def _stepping(self, stage):
         """What a training step computes in this stage; None where there are none."""
@@ -200,7 +198,7 @@ class Program:
 
     def train_step(self, step: int, state, batch: dict):
         """(state, metrics) after step `step`, counted from 0; the old state's memory is gone."""
-        train = self._train(self._stage(step))
+        train = self._train(self.stage(step))
         return train(self._seed, self._put(np.int32(step)), state, batch)
 
     def evaluated(self) -> list[str]:
@@ -209,9 +207,9 @@ class Program:
         spec = self.state_shape, indices, self.batch_spec
         return sorted(jax.eval_shape(self._evaluate, 0, *spec))
 
-    def lower_train(self) -> jax.stages.Lowered:
-        """train_step, the last one's, ready to compile for the mesh's devices."""
-        scalar, train = self._described(np.int32(0)), self._train(self._last_stage)
+    def lower_train(self, step: int | None = None) -> jax.stages.Lowered:
+        """train_step of a step, None: the last one, ready to compile for the mesh's devices."""
+        scalar, train = self._described(np.int32(0)), self._train(self.stage(step))
         return train.lower(scalar, scalar, self.state_shape, self.batch_spec)
 
     def lower_sample(self) -> jax.stages.Lowered:
@@ -228,11 +226,11 @@ class Program:
         condition = self.condition(np.arange(n, dtype=np.int32))
         return self._denoise.lower(self.state_shape, x_t, t, condition)
 
-    def flops(self) -> int:
-        """Operations of one train_step, the last one's, over all devices: `operations.flops`."""
+    def flops(self, step: int | None = None) -> int:
+        """Operations of one train_step, as of `lower_train`, of all devices: `operations.flops`."""
         key = jax.eval_shape(lambda: random.stream(0, 'train'))
-        step = self._of_stage(self._last_stage)
-        return operations.flops(jax.make_jaxpr(step)(key, self.state_shape, self.batch_spec))
+        train = self._of_stage(self.stage(step))
+        return operations.flops(jax.make_jaxpr(train)(key, self.state_shape, self.batch_spec))
 
     def condition(self, indices: np.ndarray) -> dict:
         """What the samples of these indices are asked for: labels in turn, and the knobs."""

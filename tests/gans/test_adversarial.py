@@ -43,6 +43,7 @@ from gen_jax.gans.game import (
 )
 from gen_jax.gans.latents import within
 from gen_jax.method import Net, play, steps_taken
+from gen_jax.runtime.program import Program
 
 # --- the alternation -----------------------------------------------------------------------------
 
@@ -366,6 +367,23 @@ def test_of_images_that_are_judged_together_the_gradient_is_by_all(name):
 
 
 @pytest.mark.slow
+def test_what_is_lazy_is_told_and_gone_where_its_weight_is_0():
+    rules = {**R1, 'gan__penalty_every': 16}
+    assert adversarial.create(small(**rules)).lazy == {'gan.penalty_weight': 16}
+    # At every step the penalty is no step of its own.
+    for none in (R1, {**rules, 'gan__penalty_weight': 0.0}):
+        assert adversarial.create(small(**none)).lazy == {}
+    styled = {'gan__path_length': 2.0, 'gan__path_length_every': 4, **rules}
+    expected = {'gan.penalty_weight': 16, 'gan.path_length': 4}
+    assert adversarial.create(small('stylegan2', **styled)).lazy == expected
+
+    def flops(**changes):
+        config = small(**changes)
+        return Program(config, adversarial.create(config)).flops()
+
+    assert flops(**rules, gan__penalty_weight=0.0) == flops() < flops(**rules)
+
+
 def test_no_penalty_is_never_lazy():
     plain, lazy = (stepped(gan__penalty_every=k)[1] for k in (1, 3))
     close(plain.discriminator.params, lazy.discriminator.params)
