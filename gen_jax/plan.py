@@ -4,11 +4,13 @@ Programs are compiled for the topology by libtpu. Times are bounds, from the com
 the chip's; nothing is measured.
 """
 
+import bisect
 import copy
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ml_collections
@@ -112,14 +114,17 @@ def part(program: Program, where: Topology, name: str) -> dict:
     try:
         return train_step(program, where) if training else cost.measure(lower(program), where.chip)
     except cost.OutOfMemory as full:
-        tried = [smaller_batches(program, size, full.needed / full.available)]
+        fitting = partial(_first_fitting, program, where, lower)
+        times = full.needed / full.available
+        # What keeps the batch keeps the recipe.
+        kept = fitting(more_parts(program, times)) if training else None
+        ways = [kept or fitting(smaller_batches(program, size, times))]
         if training:
-            tried.append(finest_mesh(program))
-        fitting = [_first_fitting(program, where, lower, changes) for changes in tried]
+            ways.append(fitting(finer_meshes(program)))
         return {
             'needed': full.needed,
             'available': full.available,
-            'fitting': [changes for changes in fitting if changes],
+            'fitting': [changes for changes in ways if changes],
         }
 
 
@@ -165,34 +170,67 @@ def of_step(program: Program, where: Topology, step: int) -> dict:
     return cost.in_parts(whole, of_step(one, where, step), k, kept, where.chip)
 
 
+# Changes that may make a program fit which needs `times` the memory there is: those that change
+# least first, those that spare most last.
+
+
+def more_parts(program: Program, times: float) -> list[dict]:
+    """Values of `accumulate` with which the batch stays as it is."""
+    config = program.config
+    most = config.batch_size // sharding.parts(program.mesh)
+    least = max(config.accumulate + 1, math.ceil(config.accumulate * times))
+    tried = [{'accumulate': k} for k in range(least, most + 1) if most % k == 0]
+    return [changes for changes in tried if _allowed(config, changes)]
+
+
+def finer_meshes(program: Program) -> list[dict]:
+    """Meshes of as many devices that cut the state into more slices."""
+    mesh, parts = program.mesh.shape, sharding.parts(program.mesh)
+    return [
+        {'mesh.data': parts // fsdp, 'mesh.fsdp': fsdp}
+        for fsdp in range(mesh['fsdp'] + 1, parts + 1)
+        if parts % fsdp == 0
+    ]
+
+
 def smaller_batches(program: Program, size: str, times: float) -> list[dict]:
-    """Changes that may make a program fit which needs `times` the memory there is, best first."""
-    config, mesh = program.config, program.mesh.shape
-    parts = mesh['data'] * mesh['fsdp'] * (config.accumulate if size == 'batch_size' else 1)
+    """For each halving of a batch size the largest below it that the mesh and the method take."""
+    config, tried = program.config, []
+    step = sharding.parts(program.mesh) * (config.accumulate if size == 'batch_size' else 1)
     n = _get(config, size)
-    halvings = range(max(1, math.ceil(math.log2(times))), n.bit_length())
-    sizes = [n // 2**k // parts * parts for k in halvings]
-    return [{size: n} for n in dict.fromkeys(sizes) if n]
+    for k in range(max(1, math.ceil(math.log2(times))), n.bit_length()):
+        whole = range(n // 2**k // step * step, n // 2 ** (k + 1), -step)
+        tried += [x for x in whole if _allowed(config, {size: x})][:1]
+    return [{size: n} for n in tried]
 
 
-def finest_mesh(program: Program) -> list[dict]:
-    """The mesh that cuts the state into the most slices: where that does not fit, none does."""
-    mesh = program.mesh.shape
-    finer = {'mesh.data': 1, 'mesh.fsdp': mesh['data'] * mesh['fsdp']}
-    return [finer] if mesh['data'] > 1 else []
+def _allowed(config, changes: dict) -> bool:
+    """Whether the method takes a changed config."""
+    try:
+        latent.method(changed(config, changes))
+    except UserError:
+        return False
+    return True
 
 
 def _first_fitting(
     program: Program, where: Topology, lower: Callable, tried: list[dict]
 ) -> dict | None:
-    """The first changes of the config with which the program compiles."""
-    for changes in tried:
+    """The first changes with which the program compiles, of some that each spare more memory."""
+
+    def fits(changes):
+        logging.info('%s: trying %s', where.name, changes)
         try:
             cost.measure(lower(with_changes(program, changes)), where.chip)
-        except cost.OutOfMemory:
-            continue
-        return changes
-    return None
+        except (cost.OutOfMemory, UserError):  # UserError: of config.mesh.rules
+            return False
+        return True
+
+    # Each may take minutes to compile. The first is a good guess; the others by halves.
+    if tried and fits(tried[0]):
+        return tried[0]
+    first = bisect.bisect_left(tried, True, lo=1, key=fits)
+    return tried[first] if first < len(tried) else None
 
 
 def with_changes(program: Program, changes: dict) -> Program:
@@ -246,7 +284,7 @@ def does_not_fit(name: str, part: dict) -> str:
     return (
         f'{name} does not fit: it needs {part["needed"] / GIB:.2f} GiB of the '
         f'{part["available"] / GIB:.2f} there are; '
-        + (f'it fits with {", or with ".join(ways)}' if ways else 'no smaller batch or mesh fits')
+        + (f'it fits with {", or with ".join(ways)}' if ways else 'nothing that was tried does')
     )
 
 
