@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from gen_jax.errors import UserError, in_one_line, is_users
 from gen_jax.runtime import workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
 from gen_jax.runtime.config_file import define_config
+from gen_jax.runtime.process import log_plainly
 from gen_jax.runtime.sharding import join_processes
 
 # Each mode's own flag.
@@ -80,9 +80,7 @@ def run(argv: list[str]) -> int | None:
 
 def main() -> None:
     """Runs; a user's mistake ends in one line and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    logging.getLogger().handlers[0].addFilter(lambda record: record.name == 'root')
-    absl_logging.set_verbosity(absl_logging.FATAL)
+    log_plainly(logging.INFO)
     try:
         sys.exit(run(sys.argv))
     except (UserError, OSError) as error:

@@ -10,11 +10,7 @@ Needs libtpu (the extra `tpu`) and no TPU; hours of two CPU cores. `--studies` c
   configs   every config of a paper compiles for v4, v5e and v6e; rows that the page has are kept
 """
 
-import json
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +21,12 @@ from absl import flags
 from gen_jax import plan
 from gen_jax.config import create
 from gen_jax.errors import UserError
-from gen_jax.runtime import topology, workdir
+from gen_jax.runtime import process, topology, workdir
 from gen_jax.runtime.config_file import ConfigFile
 from gen_jax.runtime.program import Program
 
 FLAGS = flags.FLAGS
 MIB = 2**20
-FAULTS = (signal.SIGSEGV, signal.SIGABRT)  # a compiler's own; others come from outside
 
 # The chips of a config's table: a host's, some of them where these do not divide a batch, or more
 # where it needs these.
@@ -138,6 +133,7 @@ def weak() -> Iterator[tuple]:
 
 def configs() -> Iterator[tuple]:
     """The papers' batches; a GiB figure is memory of a device."""
+    topology.require_compiler()
     kept = written(Path(FLAGS.out).read_text(), 'configs')
     yield 'config', 'topology', 'train_step, GiB', 'sample_step, GiB', 'images/s, training at best'
     yield from kept  # first, so that a run that is stopped leaves them
@@ -152,25 +148,26 @@ def missing(rows: list[tuple]) -> list[tuple[str, str]]:
     return [one for one in every if one not in there]
 
 
-def planned(label: str, name: str) -> tuple:
-    """The row of one config and topology: what --mode=plan leaves, run in a process of its own.
+def of_paper(label: str, folder: Path):
+    """The config of this name; where it learns latents, with a first stage in an empty folder."""
+    config, stage = (
+        name and ConfigFile().parse(str(scripts.ROOT / f'configs/{name}.py'))
+        for name in (label, STAGES.get(label))
+    )
+    if stage:
+        workdir.claim(stage, folder)
+        config.latent.workdir = str(folder)
+    return config
 
-    libtpu may end that process, as it does of some convolutions.
-    """
+
+def planned(label: str, name: str) -> tuple:
+    """The row of one config and topology, or why there are no figures."""
+    (where,) = topology.parse(name)
     with tempfile.TemporaryDirectory() as folder:
-        asked = '--mode=plan', f'--topology={name}', f'--workdir={folder}'
-        command = [sys.executable, 'main.py', f'--config=configs/{label}.py', *asked]
-        if label in STAGES:
-            stage = ConfigFile().parse(str(scripts.ROOT / f'configs/{STAGES[label]}.py'))
-            workdir.claim(stage, Path(folder, 'first_stage'))
-            command.append(f'--config.latent.workdir={folder}/first_stage')
-        done = subprocess.run(command, cwd=scripts.ROOT, capture_output=True, text=True)
-        if -done.returncode in FAULTS:
-            end = f'libtpu ends in {signal.Signals(-done.returncode).name}'
-            return (label, name, end, '-', '-')
-        if done.returncode:
-            sys.exit(f'{label} on {name}, exit {done.returncode}: {done.stderr.strip()}')
-        (found,) = json.loads(Path(folder, 'plan.json').read_text())
+        try:
+            found = process.apart(plan.plan, of_paper(label, Path(folder)), where)
+        except UserError as refused:
+            return (label, name, str(refused), '-', '-')
     sample = found.get('sample_step')
     images = found.get('train_images_per_second')
     return (

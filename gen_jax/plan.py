@@ -17,7 +17,7 @@ import ml_collections
 
 from gen_jax import latent
 from gen_jax.errors import UserError
-from gen_jax.runtime import cost, sharding, workdir
+from gen_jax.runtime import cost, process, sharding, workdir
 from gen_jax.runtime import topology as topologies
 from gen_jax.runtime.program import Program
 from gen_jax.runtime.topology import GIB, Topology
@@ -33,43 +33,44 @@ def run(config, folder: Path, topology: str | None = None) -> None:
 
     Raises:
       UserError: an unknown topology, no libtpu, a config that is wrong; where one topology is
-        asked for, also chips that the mesh does not divide, or a mesh that a batch does not.
+        asked for, also what `plan` raises. In a list the others are planned all the same.
     """
     latent.method(config)
     asked = topologies.parse(topology)
-    devices = [topologies.devices(each) for each in asked]
-    workdir.make(folder)
+    topologies.require_compiler()
     plans = []
-    for where, chips in zip(asked, devices, strict=True):
+    for where in asked:
         try:
-            plans.append(plan(config, where, chips))
+            plans.append(process.apart(plan, config, where))
         except UserError as error:
             if len(asked) == 1:
                 raise
             plans.append({'topology': where.name, 'chips': where.chips, 'refused': str(error)})
         print(in_full(plans[-1]), flush=True)
+        workdir.make(folder)
         workdir.write_json(folder / 'plan.json', plans)
     if len(plans) > 1:
         print(in_short(plans))
 
 
-def plan(config, where: Topology, devices: list) -> dict:
+def plan(config, where: Topology) -> dict:
     """What plan.json holds of one topology. Parts are per device, rates of them all.
 
     `train_step`, `sample_step` and `network_call` are what `cost.measure` gives or, where they do
     not fit, `needed` and `available` bytes and `fitting`, the flags with which they do.
 
     Raises:
-      UserError: the mesh does not divide the devices, or a batch the mesh.
+      UserError: the mesh does not divide the devices, or a batch the mesh; what the compiler
+        refuses.
     """
-    program = Program(config, latent.method(config), devices)
+    program = Program(config, latent.method(config), topologies.devices(where))
     has = program.method
     asked = {'train_step': True, 'sample_step': has.sample_step, 'network_call': has.denoise}
     parts = {name: part(program, where, name) for name, yes in asked.items() if yes}
     return {
         'topology': where.name,
         'chips': where.chips,
-        'devices': len(devices),
+        'devices': program.mesh.size,
         'mesh': dict(program.mesh.shape),
         'batch_size': config.batch_size,
         'steps': config.steps,
@@ -222,7 +223,7 @@ def _first_fitting(
         logging.info('%s: trying %s', where.name, changes)
         try:
             cost.measure(lower(with_changes(program, changes)), where.chip)
-        except (cost.OutOfMemory, UserError):  # UserError: of config.mesh.rules
+        except (cost.OutOfMemory, UserError):  # of config.mesh.rules, or the compiler's
             return False
         return True
 

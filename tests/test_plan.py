@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gen_jax import plan
 from gen_jax.config import create, default
 from gen_jax.errors import UserError
-from gen_jax.runtime import config_file, cost, sharding, topology
+from gen_jax.runtime import config_file, cost, process, sharding, topology
 from gen_jax.runtime.program import Program
 
 ROOT = Path(__file__).parents[1]
@@ -475,6 +475,7 @@ def test_one_topology_that_a_batch_does_not_divide_is_one_line(main, tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert 'config.batch_size=8 is not a multiple of the 256 parts' in line
     assert line.endswith('try 256')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_topology_is_for_planning_only(main, tmp_path):
@@ -547,42 +548,30 @@ def test_a_table_replaces_that_of_its_name_alone(monkeypatch, tmp_path):
     assert page.read_text() == f'before\n{one}between\n{table}after\n'
 
 
-@pytest.fixture
-def interpreter(monkeypatch, tmp_path):
-    """Instead of Python a line of shell: interpreter(line)."""
+def test_a_row_is_what_a_plan_finds_or_why_there_is_none(monkeypatch):
+    memory, found = {'memory': {'total': topology.GIB}}, {}
 
-    def become(line):
-        path = tmp_path / 'python'
-        path.write_text(f'#!/bin/sh\n{line}\n')
-        path.chmod(0o700)
-        monkeypatch.setattr(plan_scaling.sys, 'executable', str(path))
+    def apart(function, config, where):
+        assert function is plan.plan
+        assert (config.kind, where.name) == ('kl', 'v4:2x2x1')
+        if not found:
+            raise UserError('libtpu ends in SIGSEGV')
+        return found
 
-    return become
-
-
-def test_a_row_is_what_the_planning_process_leaves(interpreter, tmp_path):
-    memory = {'memory': {'total': topology.GIB}}
-    found = tmp_path / 'found.json'
-    copied = f'for x; do case $x in --workdir=*) cp {found} "${{x#*=}}/plan.json";; esac; done'
-    interpreter(copied)
-    found.write_text(json.dumps([{'train_step': memory, 'train_images_per_second': 1234.5}]))
-    row = plan_scaling.planned('first_stage_256', 'v4:2x2x1')
-    assert row == ('first_stage_256', 'v4:2x2x1', '1.00', 'draws nothing', '1,234')
-    found.write_text(json.dumps([{'train_step': memory, 'sample_step': memory}]))
-    assert plan_scaling.planned('a', 'b') == ('a', 'b', '1.00', '1.00', '-')
-    latents = 'case $x in --config.latent.workdir=*) test -f "${x#*=}/config.json" && ok=1;; esac'
-    interpreter(f'{copied}; for x; do {latents}; done; test $ok')
-    assert plan_scaling.planned('dit_imagenet', 'v4:2x2x1')[2] == '1.00'
+    monkeypatch.setattr(process, 'apart', apart)
+    one = 'first_stage_256', 'v4:2x2x1'
+    assert plan_scaling.planned(*one) == (*one, 'libtpu ends in SIGSEGV', '-', '-')
+    found = {'train_step': memory, 'train_images_per_second': 1234.5}
+    assert plan_scaling.planned(*one) == (*one, '1.00', 'draws nothing', '1,234')
+    found = {'train_step': memory, 'sample_step': memory}
+    assert plan_scaling.planned(*one) == (*one, '1.00', '1.00', '-')
 
 
-def test_only_a_compilers_own_fault_is_a_row(interpreter):
-    for name in ('SEGV', 'ABRT'):
-        interpreter(f'kill -{name} $$')
-        row = plan_scaling.planned('a', 'b')
-        assert row == ('a', 'b', f'libtpu ends in SIG{name}', '-', '-')
-    interpreter('echo no such config >&2; exit 2')
-    with pytest.raises(SystemExit, match='a on b, exit 2: no such config'):
-        plan_scaling.planned('a', 'b')
-    interpreter('kill -KILL $$')
-    with pytest.raises(SystemExit, match='exit -9'):
-        plan_scaling.planned('a', 'b')
+def test_what_learns_latents_is_planned_with_its_first_stage(tmp_path):
+    config = plan_scaling.of_paper('dit_imagenet', tmp_path)
+    assert config.latent.workdir == str(tmp_path)
+    assert (
+        json.loads((tmp_path / 'config.json').read_text())['method'] == 'autoencoders.first_stage'
+    )
+    assert plan_scaling.of_paper('ddpm_cifar10', tmp_path / 'none').steps == 800_000
+    assert not (tmp_path / 'none').exists()

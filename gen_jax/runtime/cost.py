@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 
+from gen_jax.errors import UserError
 from gen_jax.runtime import hlo
 from gen_jax.runtime.topology import Chip
 
@@ -43,6 +44,7 @@ def measure(
 
     Raises:
       OutOfMemory: the compiler cannot make it fit.
+      UserError: it refuses for another reason.
     """
     compiled = _compile(lowered)
     cost, text = compiled.cost_analysis(), compiled.as_text()
@@ -151,7 +153,7 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     except jax.errors.JaxRuntimeError as error:
         found = exhausted(str(error))
         if not found:
-            raise
+            raise UserError(f'the compiler refuses: {str(error).splitlines()[0]}') from None
         raise OutOfMemory(*found) from None
 
 

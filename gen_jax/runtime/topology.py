@@ -95,14 +95,19 @@ def _known(name: str) -> Topology:
     return Topology(name, chip, math.prod(map(int, shape.split('x'))))
 
 
+def require_compiler() -> None:
+    """Raises UserError where libtpu, which has the compiler, is missing."""
+    if not importlib.util.find_spec('libtpu'):
+        raise UserError("TPU programs are compiled by libtpu: pip install 'gen_jax[tpu]'")
+
+
 def devices(topology: Topology) -> list:
     """Devices that programs can be compiled for; JAX itself keeps to the CPU.
 
     Raises:
-      UserError: libtpu, which has the compiler, is missing or refuses.
+      UserError: libtpu is missing or refuses.
     """
-    if not importlib.util.find_spec('libtpu'):
-        raise UserError("TPU programs are compiled by libtpu: pip install 'gen_jax[tpu]'")
+    require_compiler()
     # Nothing is asked about a TPU here, and as none is opened several compilers may work at a time.
     jax.config.update('jax_platforms', 'cpu')
     os.environ.update(

@@ -1,0 +1,63 @@
+"""How our processes log, and a function in a process of its own."""
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from absl import logging as absl_logging
+
+from gen_jax.errors import UserError
+from gen_jax.runtime.compilation import keep_compiled, return_memory
+
+FAULTS = (signal.SIGSEGV, signal.SIGABRT)  # a compiler's own; others come from outside
+
+
+def log_plainly(level: int) -> None:
+    """Has our own lines of this level and above told as they are, and nobody else's."""
+    logging.basicConfig(level=level, format='%(message)s')
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name == 'root')
+    absl_logging.set_verbosity(absl_logging.FATAL)
+
+
+def apart(function: Callable, *args):
+    """function(*args) in a process of its own, which libtpu may end.
+
+    Args:
+      function, args: such as can be pickled, as what is returned.
+
+    Raises:
+      UserError: the function's, or that libtpu ended the process.
+      ChildProcessError: something else did; an error of the function has left its traceback.
+    """
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    level = logging.getLogger().level
+    child = context.Process(target=_send, args=(sender, level, function, args))
+    child.start()
+    sender.close()  # the child's is the only one, so that its end is heard
+    try:
+        found, error = receiver.recv()
+    except EOFError:
+        child.join()
+        if -child.exitcode in FAULTS:
+            end = signal.Signals(-child.exitcode).name
+            raise UserError(f'libtpu ends in {end}') from None
+        told = f'{function.__name__} ended with exit code {child.exitcode}'
+        raise ChildProcessError(told) from None
+    child.join()
+    if error:
+        raise error
+    return found
+
+
+def _send(sender: Connection, level: int, function: Callable, args: tuple) -> None:
+    log_plainly(level)
+    keep_compiled()
+    return_memory()
+    try:
+        sender.send((function(*args), None))
+    except UserError as error:
+        sender.send((None, error))
