@@ -1,6 +1,7 @@
 """What scripts share: flags, a user's mistakes, tables, figures, what is kept of results."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,6 +55,13 @@ def _read_flags(define: Callable[[], None]) -> None:
         raise UserError(in_one_line(error)) from None
     if extra:
         raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
+
+
+def compiled_in(folder: Path) -> dict[str, str]:
+    """An environment whose processes keep compiled programs there, whatever this one's says."""
+    theirs = 'JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'
+    rest = {name: value for name, value in os.environ.items() if name not in theirs}
+    return rest | {'GEN_JAX_CACHE': str(folder)}
 
 
 def define_run() -> None:

@@ -8,13 +8,14 @@ between is as long as the second step.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import scripts
 
 MAIN = Path(__file__).parents[1] / 'main.py'
 WARM = 3  # starts, of which the median counts
@@ -30,7 +31,7 @@ def start(args: list[str], cache: Path) -> dict[str, float]:
         begun = time.monotonic()
         process = subprocess.Popen(
             command,
-            env={**os.environ, 'GEN_JAX_CACHE': str(cache)},
+            env=scripts.compiled_in(cache),
             stdout=subprocess.DEVNULL,
             stderr=said,
         )

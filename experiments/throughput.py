@@ -237,7 +237,7 @@ def memory(folder: str) -> dict:
     for name, who in (('cold', 'gen_jax'), ('warm', 'gen_jax'), ('diffusers', folder)):
         command = [sys.executable, __file__, f'--memory_of={who}']
         command += [f'--{flag}={FLAGS[flag].value}' for flag in SAME]
-        where = os.environ | {'GEN_JAX_CACHE': str(Path(folder, 'compiled'))}
+        where = scripts.compiled_in(Path(folder, 'compiled'))
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=where)
         found[f'{name}_bytes'] = int(done.stdout.split()[-1])
     for name in ('cold', 'warm'):

@@ -123,6 +123,26 @@ def test_a_process_that_says_much_is_no_standstill(monkeypatch, tmp_path, capsys
     assert len(capsys.readouterr().err) == 1_000_000
 
 
+def test_a_start_is_cold_whatever_folder_jax_was_told_of(monkeypatch, tmp_path):
+    main, told = tmp_path / 'main.py', tmp_path / 'told'
+    main.write_text(
+        'import json, os, pathlib, sys\n'
+        'told = {name: value for name, value in os.environ.items() if "CACHE" in name}\n'
+        f'pathlib.Path({str(told)!r}).write_text(json.dumps(told))\n'
+        'folder = sys.argv[-1].removeprefix("--workdir=")\n'
+        'pathlib.Path(folder, "metrics.jsonl").write_text(2 * \'{"steps_per_second": 1.0}\\n\')\n'
+    )
+    monkeypatch.setattr(start, 'MAIN', main)
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'full'))
+    monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', '0')
+    monkeypatch.setenv('XDG_CACHE_HOME', 'kept')
+    start.start([], tmp_path / 'empty')
+    found = json.loads(told.read_text())
+    assert found['GEN_JAX_CACHE'] == str(tmp_path / 'empty')
+    assert found['XDG_CACHE_HOME'] == 'kept'
+    assert not {'JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'} & set(found)
+
+
 def write(path, *rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('\n'.join(map(json.dumps, rows)))

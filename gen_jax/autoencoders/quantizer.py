@@ -1,5 +1,6 @@
 """Vector quantisation: van den Oord et al. 2017, "Neural Discrete Representation Learning"."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,29 +31,28 @@ class Quantized(NamedTuple):
 class VectorQuantizer(nn.Module):
     """Replaces vectors by the nearest of `codes`.
 
-    Codes that learn by gradients are the parameter 'codes'. With a moving average they are kept in
-    the collection 'codebook': the average, over steps, of the vectors that each stands for
-    (appendix A.1, equations 6 to 8).
+    Codes that learn by gradients are the parameter 'codes'. Averaged ones are kept in the
+    collection 'codebook', which `moved` changes after a step by what the collection 'assigned',
+    zeros like it before, tells then: of each code the number of vectors that it stood for
+    ('counts'), their sum ('sums'), and one of the last vectors, whose code it need not be
+    ('codes').
 
     Attributes:
       codes: K.
       dim: of each.
-      decay: gamma of the moving average; 0: codes learn by gradients.
-      restart: with a moving average, the count below which a code is put where one of the batch's
-        vectors is (Dhariwal et al. 2020, "Jukebox", section 3.1); 0: never.
+      averaged: whether codes follow a moving average, not gradients.
     """
 
     codes: int
     dim: int
-    decay: float = 0.0
-    restart: float = 0.0
+    averaged: bool = False
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool = False) -> Quantized:
         """[b, ..., dim] -> `Quantized`.
 
-        With `train`, and where 'codebook' may change, codes move after they were used; restarts
-        draw from the rng 'restart'.
+        With `train` the collection 'assigned' is added to; its vectors are drawn from the rng
+        'restart'.
         """
         z = z.astype(jnp.float32)
 
@@ -60,43 +60,63 @@ class VectorQuantizer(nn.Module):
             shape = self.codes, self.dim
             return jax.random.uniform(rng, shape, minval=-1 / self.codes, maxval=1 / self.codes)
 
-        if self.decay:
+        if self.averaged:
             kept = self.variable('codebook', 'codes', lambda: drawn(self.make_rng('params')))
-            counts = self.variable('codebook', 'counts', jnp.ones, self.codes)
-            sums = self.variable('codebook', 'sums', lambda: kept.value)
+            self.variable('codebook', 'counts', jnp.ones, self.codes)
+            self.variable('codebook', 'sums', lambda: kept.value)
             codes = kept.value
         else:
             codes = self.param('codes', drawn)
         indices = nearest_codes(z, codes)
         found = jnp.take(codes, indices, 0)  # [b, ..., d]
-        if self.decay and train and self.is_mutable_collection('codebook'):
-            moved = self._moved(z, indices, counts.value, sums.value)
-            kept.value, counts.value, sums.value = moved
+        if self.averaged and train:
+            self._assign(z, indices)
         axes = range(1, z.ndim)
         stopped = jax.lax.stop_gradient
         codebook = jnp.square(found - stopped(z)).mean(axes)
         return Quantized(
             z + stopped(found - z),
             indices,
-            jnp.zeros_like(codebook) if self.decay else codebook,
+            jnp.zeros_like(codebook) if self.averaged else codebook,
             jnp.square(z - stopped(found)).mean(axes),
         )
 
-    def _moved(self, z, indices, counts, sums):
-        """Codes, counts and sums after a step."""
+    def _assign(self, z, indices):
         z, used = jax.lax.stop_gradient(z).reshape(-1, self.dim), indices.reshape(-1)
         with_ones = jnp.concatenate([z, jnp.ones((len(z), 1))], 1)
         new = jax.ops.segment_sum(with_ones, used, self.codes)  # [K, d + 1]
-        counts = self.decay * counts + (1 - self.decay) * new[:, -1]
-        sums = self.decay * sums + (1 - self.decay) * new[:, :-1]
-        if self.restart:
-            dead = counts < self.restart
-            other = jax.random.randint(self.make_rng('restart'), (self.codes,), 0, len(z))
-            sums = jnp.where(dead[:, None], z[other], sums)
-            counts = jnp.where(dead, 1.0, counts)
-        total = counts.sum()
-        smooth = (counts + SMOOTHING) / (total + self.codes * SMOOTHING) * total
-        return sums / smooth[:, None], counts, sums
+        other = jax.random.randint(self.make_rng('restart'), (self.codes,), 0, len(z))
+        assigned = partial(self.variable, 'assigned')
+        assigned('counts', jnp.zeros, self.codes).value += new[:, -1]
+        assigned('sums', jnp.zeros, (self.codes, self.dim)).value += new[:, :-1]
+        assigned('codes', jnp.zeros, (self.codes, self.dim)).value = z[other]
+
+
+def moved(codebook: dict, assigned: dict, decay: float, restart: float = 0.0) -> dict:
+    """The collection 'codebook' after a step of the moving average.
+
+    That of codes is over steps, of the vectors that each stands for (appendix A.1, equations 6 to
+    8).
+
+    Args:
+      codebook: before.
+      assigned: what `VectorQuantizer` made of zeros like it, over the whole batch.
+      decay: gamma.
+      restart: the count below which a code is put where one of the batch's vectors is (Dhariwal et
+        al. 2020, "Jukebox", section 3.1); 0: never.
+    """
+    if 'codes' not in codebook:
+        return {name: moved(x, assigned[name], decay, restart) for name, x in codebook.items()}
+    counts, sums = (
+        decay * codebook[name] + (1 - decay) * assigned[name] for name in ('counts', 'sums')
+    )
+    if restart:
+        dead = counts < restart
+        sums = jnp.where(dead[:, None], assigned['codes'], sums)
+        counts = jnp.where(dead, 1.0, counts)
+    total = counts.sum()
+    smooth = (counts + SMOOTHING) / (total + len(counts) * SMOOTHING) * total
+    return {'codes': sums / smooth[:, None], 'counts': counts, 'sums': sums}
 
 
 def nearest_codes(z: jax.Array, codes: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from flax import struct
 
 from gen_jax.autoencoders import residual
 from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
-from gen_jax.autoencoders.quantizer import Quantized, VectorQuantizer, perplexity
+from gen_jax.autoencoders.quantizer import Quantized, VectorQuantizer, moved, perplexity
 from gen_jax.config import require, require_unlabelled
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
 
@@ -99,7 +99,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     options = config.vq
     nets = residual.from_config(config, options.dim, features_of(config))
     check(config)
-    quantizer = VectorQuantizer(options.codes, options.dim, options.decay, options.restart)
+    quantizer = VectorQuantizer(options.codes, options.dim, options.decay > 0)
     return method_of(config, VQVAE(*nets, **p_of(config), quantizer=quantizer))
 
 
@@ -130,8 +130,13 @@ def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:
             loss = metrics['codebook'] + options.commitment * metrics['commitment']
             return loss - metrics['reconstruction'] / x[0].size, (extra, metrics)
 
-        keyed = key, batch['image']
-        net, metrics = descend(state.net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
+        extra, keyed = state.net.extra, (key, batch['image'])  # extra: {} without an average
+        zeros = {'assigned': jax.tree.map(jnp.zeros_like, extra['codebook'])} if extra else {}
+        net = state.net.replace(extra=extra | zeros)
+        net, metrics = descend(net, loss_fn, tx, config.ema_decay, keyed, config.accumulate)
+        if extra:  # codes move once, by all parts of a batch
+            told = extra['codebook'], net.extra['assigned']
+            net = net.replace(extra={'codebook': moved(*told, options.decay, options.restart)})
         return State(net), metrics
 
     def codes(state, batch):

@@ -144,7 +144,7 @@ def module_of(config: ml_collections.ConfigDict) -> VQVAE2:
     require(size % factor == 0, 'data.image_size', size, expected)
 
     def quantizer():
-        return VectorQuantizer(options.codes, options.dim, options.decay, options.restart)
+        return VectorQuantizer(options.codes, options.dim, options.decay > 0)
 
     return VQVAE2(
         encoder,

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 # A kernel's transform costs what so many tiles cost; fewer channels leave it nothing to win.
 FEWEST_CHANNELS = 16
@@ -87,7 +88,7 @@ def conv(lhs, rhs, window_strides, padding, **options):
     """
     window = _window(lhs, rhs, window_strides, padding, options)
     if window is None:
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+        return convolved(lhs, rhs, window_strides, padding, **options)
     plain = partial(conv2d, window=window)
     (b, h, w, c), (*side, _, o) = lhs.shape, rhs.shape
     if side == [3, 3] and window == Window() and _worth_it(b, h, w, c, o):
@@ -101,6 +102,26 @@ def conv(lhs, rhs, window_strides, padding, **options):
         halving = partial(_halving, HALVING[kind])
         return lax.platform_dependent(lhs, rhs, cpu=halving, default=plain)
     return plain(lhs, rhs)
+
+
+def convolved(lhs, rhs, *window, **options):
+    """`jax.lax.conv_general_dilated`, of images and kernels that no mesh splits by rows or columns.
+
+    Where one axis of a mesh splits rows or columns, and another splits nothing, XLA's partitioner
+    (jaxlib 0.10.2) adds up results over both, and all numbers come out twice as large, or more.
+    Images are split so where a dense layer that is split makes their pixels.
+    """
+    spec = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get('dimension_numbers'))
+    lhs, rhs = _whole(lhs, spec.lhs_spec), _whole(rhs, spec.rhs_spec)
+    return _whole(lax.conv_general_dilated(lhs, rhs, *window, **options), spec.out_spec)
+
+
+def _whole(x, spec):
+    """An array whose axes `spec[2:]` the mesh of now, if there is one, does not split."""
+    if jax.sharding.get_abstract_mesh().size < 2:
+        return x
+    axes = (None if i in spec[2:] else P.UNCONSTRAINED for i in range(x.ndim))
+    return lax.with_sharding_constraint(x, P(*axes))
 
 
 def _window(x, kernel, strides, padding, options) -> Window | None:
@@ -158,7 +179,7 @@ def _own_gradients(window, x, kernel, g):
 
 
 def _general(x, kernel, window):
-    return lax.conv_general_dilated(x, kernel, *window, dimension_numbers=NHWC)
+    return convolved(x, kernel, *window, dimension_numbers=NHWC)
 
 
 conv2d.defvjp(lambda x, kernel, window: (conv2d(x, kernel, window), (x, kernel)), _gradients)
@@ -289,7 +310,7 @@ kernel_gradient.defvjp(
 
 
 def _direct(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NHWC)
+    return convolved(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NHWC)
 
 
 def _direct_gradient(x, g):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gen_jax.nn.conv import NHWC, doubled, halved
+from gen_jax.nn.conv import NHWC, convolved, doubled, halved
 from gen_jax.nn.fir import normalized, upfirdn2d
 
 
@@ -48,13 +48,13 @@ def _by_platform(x, kernel, taps, **options):
 def _up_transposed(x, kernel, taps):
     pad = [(2, 2), (2, 2)]
     options = {'lhs_dilation': (2, 2), 'dimension_numbers': NHWC}
-    x = lax.conv_general_dilated(x, kernel, (1, 1), pad, **options)  # [b, 2h + 1, 2w + 1, o]
+    x = convolved(x, kernel, (1, 1), pad, **options)  # [b, 2h + 1, 2w + 1, o]
     return upfirdn2d(x, 2 * normalized(taps), pad=(1, 1))
 
 
 def _down_strided(x, kernel, taps):
     x = upfirdn2d(x, normalized(taps), pad=(2, 2))  # [b, h + 1, w + 1, c]
-    return lax.conv_general_dilated(x, kernel, (2, 2), 'VALID', dimension_numbers=NHWC)
+    return convolved(x, kernel, (2, 2), 'VALID', dimension_numbers=NHWC)
 
 
 def _up_as_plain(x, kernel, taps):

@@ -57,9 +57,8 @@ class Program:
         placed = sharding.state_shardings(self.mesh, shapes, config.mesh.rules)
         self.state_shape = sharding.laid_out(shapes, placed)
         self._gathered = functools.partial(sharding.gathered, shardings=placed)
-        jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
-        once = compiler_options(self.mesh, once=True)
-        self._init = jax.jit(init, out_shardings=placed, compiler_options=once)
+        jit = self._jit
+        self._init = self._jit(init, once=True, out_shardings=placed)
         # Donation lets the new state take the old one's memory. The seed is traced in all three:
         # another one needs no other program.
         train = functools.partial(
@@ -121,6 +120,16 @@ class Program:
         self._init.clear_cache()  # large, and of no further use
         gc.collect()
         return state
+
+    def _jit(self, function, once: bool = False, **options):
+        """`jax.jit` of what is traced knowing the mesh, as `gen_jax.nn.conv` wants to."""
+
+        @functools.wraps(function)
+        def on_mesh(*args):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*args)
+
+        return jax.jit(on_mesh, compiler_options=compiler_options(self.mesh, once), **options)
 
     def _whole(self, function, spread: bool = False):
         """What sees whole parameters; with `spread` each device works on its share of the rest."""

@@ -66,6 +66,21 @@ def test_training_reaches_every_number_and_improves(name, changes):
 
 
 @pytest.mark.slow
+def test_averaged_codes_move_once_for_all_parts_of_a_batch():
+    (whole, state), parts = start(VQ), house.create(small(VQ, accumulate=4))
+    after, found = (
+        jax.jit(method.train_step)(jax.random.key(1), state, batch_of())[0].net.extra
+        for method in (whole, parts)
+    )
+    counts = np.asarray(found['codebook']['quantizer']['counts'])
+    # 4 images of 4 places for 9 codes; a code that stood for none keeps 0.99 of its first 1.
+    assert np.isclose(counts, 0.99, rtol=1e-6).any()
+    assert counts.sum() == pytest.approx(9 * 0.99 + 16 * 0.01, rel=1e-6)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, found, after)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'shape'), [(PLAIN, (4, 3)), (VQ, (4, 2, 2, 3))])
 def test_encode_decode_and_evaluate(name, shape):
     method, state = start(name)

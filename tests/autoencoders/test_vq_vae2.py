@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from gen_jax import config as house
 from gen_jax.autoencoders import vq_vae2
+from gen_jax.autoencoders.quantizer import moved
 from gen_jax.errors import UserError
 
 SMALL = {
@@ -101,12 +102,18 @@ def test_both_codebooks_move_as_a_loop_says():
     module, variables = setup()
     x = batch_of()['image']
     (_, found), changed = module.apply(
-        variables, x, True, mutable=['codebook', 'intermediates'], capture_intermediates=True
+        variables,
+        x,
+        True,
+        mutable=['assigned', 'intermediates'],
+        capture_intermediates=True,
+        rngs={'restart': jax.random.key(0)},
     )
+    codebook = moved(variables['codebook'], changed['assigned'], 0.99)
     sown = changed['intermediates']
     given = sown['top_encoder']['__call__'][0], sown['to_bottom']['__call__'][0]
     for level, vectors, quantized in zip(LEVELS, given, found, strict=True):
-        kept, after = variables['codebook'][level], changed['codebook'][level]
+        kept, after = variables['codebook'][level], codebook[level]
         vectors, codes = np.float64(vectors).reshape(-1, 3), np.float64(kept['codes'])
         counts, sums = 0.99 * np.float64(kept['counts']), 0.99 * np.float64(kept['sums'])
         used = []

@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -256,3 +259,53 @@ def test_gradients_in_a_loop_cost_what_they_cost_outside(inputs):
         return kernel
 
     assert seconds(looped) < 5 * seconds(unrolled)
+
+
+# Images whose rows one axis of a mesh splits, the other nothing; kernels whose outputs one splits.
+SPLIT = """
+import jax, numpy as np
+from functools import partial
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P, use_abstract_mesh
+from gen_jax.nn.conv import NHWC, conv
+from gen_jax.nn.fir_conv import down_conv, up_conv
+from gen_jax.runtime.compilation import spare_threads
+
+spare_threads()
+mesh = jax.make_mesh((2, 2), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
+plain = partial(conv, window_strides=(1, 1), padding='SAME', dimension_numbers=NHWC)
+up, down = (partial(f, taps=(1, 3, 3, 1)) for f in (up_conv, down_conv))
+half = lambda x, kernel: plain(*(z.astype('bfloat16') for z in (x, kernel))).astype('float32')
+normal = np.random.default_rng(0).standard_normal
+x, kernel = np.float32(normal((8, 8, 8, 4))), np.float32(normal((3, 3, 4, 4)))
+rows, outputs = P(None, 'b'), P(None, None, None, 'a')
+
+def both(function, x, kernel):
+    y, back = jax.vjp(function, x, kernel)
+    return y, *back(y)
+
+def on_mesh(function, x, kernel):
+    with use_abstract_mesh(mesh.abstract_mesh):
+        return both(function, x, kernel)
+
+for function in (plain, up, down, half):
+    where = [NamedSharding(mesh, spec) for spec in (rows, outputs)]
+    found = jax.jit(partial(on_mesh, function), in_shardings=where)(x, kernel)
+    want = jax.jit(partial(both, function))(x, kernel)
+    print(*(float(abs(a - b).max() / abs(b).max()) for a, b in zip(found, want)))
+"""
+
+
+@pytest.mark.slow
+def test_images_that_a_mesh_splits_by_rows_give_the_numbers_of_whole_ones():
+    environment = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=4',
+    }
+    command = [sys.executable, '-c', SPLIT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *single, half = np.loadtxt(done.stdout.splitlines())
+    assert np.shape(single) == (3, 3)
+    assert np.max(single) < 1e-5
+    assert np.max(half) < 0.02  # of bfloat16
