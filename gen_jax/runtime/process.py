@@ -6,17 +6,19 @@ import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+import jax
 from absl import logging as absl_logging
 
 from gen_jax.errors import UserError
-from gen_jax.runtime.compilation import keep_compiled, return_memory
+from gen_jax.runtime.compilation import return_memory
 
 FAULTS = (signal.SIGSEGV, signal.SIGABRT)  # a compiler's own; others come from outside
 
 
 def log_plainly(level: int) -> None:
     """Has our own lines of this level and above told as they are, and nobody else's."""
-    logging.basicConfig(level=level, format='%(message)s')
+    # Forced, as a line that an import logs sets up logging too.
+    logging.basicConfig(level=level, format='%(message)s', force=True)
     logging.getLogger().handlers[0].addFilter(lambda record: record.name == 'root')
     absl_logging.set_verbosity(absl_logging.FATAL)
 
@@ -55,8 +57,9 @@ def apart(function: Callable, *args):
 
 def _send(sender: Connection, level: int, function: Callable, args: tuple) -> None:
     log_plainly(level)
-    keep_compiled()
     return_memory()
+    # Programs for TPUs that are not there can be kept on disk, but not be read back.
+    jax.config.update('jax_enable_compilation_cache', False)
     try:
         sender.send((function(*args), None))
     except UserError as error:
