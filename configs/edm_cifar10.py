@@ -4,7 +4,7 @@
     python main.py --config=configs/edm_cifar10.py:conditional --workdir=runs/edm_cifar10_cond
 
 Cost: 390,625 steps of 512 images, 200 million in all; about 2 days on 8 V100 in the paper.
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 10 hours at best (80 chip-hours); 4.26 GiB a chip (docs/plan.md).
 The hyperparameters are the defaults of the authors' train.py (github.com/NVlabs/edm). FID of 50,000
 samples in 35 calls of the network, the least of three (the paper's table 2):
 

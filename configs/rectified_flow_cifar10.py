@@ -18,7 +18,7 @@ Liu et al.'s code trains for 1,300,000 steps unless stopped; of its checkpoints 
 the eighth is what they released as the model of FID 2.58.
 Cost: 1,300,000 steps of 1-rectified flow about 5 days on one A100 (their issue 12), which makes 3
 for 800,000; OT-CFM 60 hours on one V100 (their issue 105).
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 4 hours at best (32 chip-hours); 1.86 GiB a chip (docs/plan.md).
 
 Of FM-OT the paper leaves open what follows. Its U-Net is that of ADM "with minimal changes", taken
 for ADM's here; of attention it gives 4 heads and heads of 64 channels, of which ADM's code obeys
