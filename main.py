@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from gen_jax.errors import UserError, in_one_line, is_users
+from gen_jax.errors import UserError, in_one_line, is_users, out_of_memory
 from gen_jax.runtime import workdir
 from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
 from gen_jax.runtime.config_file import define_config
@@ -75,7 +75,12 @@ def run(argv: list[str]) -> int | None:
     options = {own: FLAGS[own].value} if own else {}
     mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
     gc.freeze()  # What imports made stays: looking through it takes an eighth of tracing's time.
-    return mode.run(config, folder, **options)
+    try:
+        return mode.run(config, folder, **options)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if not (told := out_of_memory(error, FLAGS.mode, config)):
+            raise
+        raise UserError(told) from None
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from absl import flags
 NO_FIELD = re.compile(
     r"""(?:'([\w.]+)'|Key "([\w.]+)" .*?)(?:\nDid you mean "(\w+)".*)?""", re.DOTALL
 )
+# What devices say of memory that ran out.
+EXHAUSTED = re.compile('RESOURCE_EXHAUSTED|Out of memory')
 
 
 class UserError(Exception):
@@ -40,6 +42,27 @@ def in_one_line(error: Exception) -> str:
     if isinstance(error, UserError | flags.Error):
         return text
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def out_of_memory(error: Exception, mode: str, config) -> str | None:
+    """Where memory ran out: what was asked for, in the words of the device or the host, and a way.
+
+    None of another error.
+    """
+    lines = str(error).splitlines() or ['the host has no memory left']
+    told = [x for x in lines if isinstance(error, MemoryError) or EXHAUSTED.search(x)]
+    if not told:
+        return None
+    drawn = ('sample.batch_size',)
+    sizes = {'train': ('batch_size',), 'benchmark': ('batch_size', *drawn)}
+    sizes['evaluate'] = ('batch_size', *drawn, 'eval.batch_size')
+    ways = [f'lower config.{" or config.".join(sizes.get(mode, drawn))}']
+    if mode == 'train':
+        ways.append('raise config.accumulate, which keeps the batch')
+        if config.model.get('remat') == 'none':
+            ways.append("set config.model.remat='blocks'")
+    said = told[0].rpartition(': ')[2].rstrip('.')
+    return f'{said}: {", ".join(ways)}, or on several devices raise config.mesh.fsdp'
 
 
 def is_users(error: Exception) -> bool:

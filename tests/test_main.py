@@ -1,5 +1,6 @@
 """main.py as a person runs it: in a process of its own, by its flags."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,14 @@ MORE_MISTAKES = [
 def test_a_mistake_is_one_line_and_exit_code_2(main, tmp_path, args, says):
     assert says in refusal(main(*args, cwd=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_is_one_line(main, tmp_path):
+    """Of channels whose kernel of 3x3 has more numbers than any machine holds."""
+    config = f'--config={ROOT}/configs/autoencoder_fashion_mnist.py:tiny'
+    line = refusal(main(config, '--config.model.channels=4000000', f'--workdir={tmp_path}/run'))
+    assert re.search(r'Out of memory allocating \d{13,} bytes: lower config.batch_size', line)
 
 
 @pytest.mark.slow
