@@ -101,19 +101,18 @@ def mean(shares: list[tuple[float, dict]], chip: Chip) -> dict:
     def averaged(value):
         return sum(share * value(cost) for share, cost in shares)
 
+    def sent(kind, what):
+        return lambda cost: cost['collectives'].get(kind, none)[what]
+
     kinds = dict.fromkeys(kind for _, cost in shares for kind in cost['collectives'])
-    nothing = {'count': 0, 'bytes': 0}
+    none = {'count': 0, 'bytes': 0}
     unknown = any(cost['optimal_seconds'] is None for _, cost in shares)
     counted = {
         'memory': max((cost['memory'] for _, cost in shares), key=lambda memory: memory['total']),
         'flops': averaged(lambda cost: cost['flops']),
         'bytes': averaged(lambda cost: cost['bytes']),
         'collectives': {
-            kind: {
-                what: averaged(lambda cost: cost['collectives'].get(kind, nothing)[what])  # noqa: B023
-                for what in nothing
-            }
-            for kind in kinds
+            kind: {what: averaged(sent(kind, what)) for what in none} for kind in kinds
         },
         'optimal_seconds': None if unknown else averaged(lambda cost: cost['optimal_seconds']),
     }
