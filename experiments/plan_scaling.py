@@ -10,6 +10,7 @@ Needs libtpu (the extra `tpu`) and no TPU; hours of two CPU cores. `--studies` c
   configs   every config of a paper compiles for v4, v5e and v6e; rows that the page has are kept
 """
 
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 import scripts
 from absl import flags
 
-from gen_jax import plan
+from gen_jax import latent, plan
 from gen_jax.config import create
 from gen_jax.errors import UserError
 from gen_jax.runtime import process, topology, workdir
@@ -138,7 +139,10 @@ def configs() -> Iterator[tuple]:
     yield 'config', 'topology', 'train_step, GiB', 'sample_step, GiB', 'images/s, training at best'
     yield from kept  # first, so that a run that is stopped leaves them
     for label, name in missing(kept):
-        yield planned(label, name)
+        try:
+            yield planned(label, name)
+        except UserError as error:
+            logging.warning('no row of %s on %s: %s', label, name, error)
 
 
 def missing(rows: list[tuple]) -> list[tuple[str, str]]:
@@ -161,11 +165,17 @@ def of_paper(label: str, folder: Path):
 
 
 def planned(label: str, name: str) -> tuple:
-    """The row of one config and topology, or why there are no figures."""
+    """The row of one config and topology, or why it has no figures.
+
+    Raises:
+      UserError: what the config needs, such as weights of LPIPS's network, is not here.
+    """
     (where,) = topology.parse(name)
     with tempfile.TemporaryDirectory() as folder:
+        config = of_paper(label, Path(folder))
+        Program(config, latent.method(config))
         try:
-            found = process.apart(plan.plan, of_paper(label, Path(folder)), where)
+            found = process.apart(plan.plan, config, where)
         except UserError as refused:
             return (label, name, str(refused), '-', '-')
     sample = found.get('sample_step')

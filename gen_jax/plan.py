@@ -117,7 +117,7 @@ def part(program: Program, where: Topology, name: str) -> dict:
     except cost.OutOfMemory as full:
         fitting = partial(_first_fitting, program, where, lower)
         times = full.needed / full.available
-        # What keeps the batch keeps the recipe.
+        # What keeps the batch's size is nearest to the recipe.
         kept = fitting(more_parts(program, times)) if training else None
         ways = [kept or fitting(smaller_batches(program, size, times))]
         if training:

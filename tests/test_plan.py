@@ -554,18 +554,36 @@ def test_a_row_is_what_a_plan_finds_or_why_there_is_none(monkeypatch):
 
     def apart(function, config, where):
         assert function is plan.plan
-        assert (config.kind, where.name) == ('kl', 'v4:2x2x1')
+        assert (config.gan.grow_steps, where.name) == (25_000, 'v4:2x2x1')
         if not found:
             raise UserError('libtpu ends in SIGSEGV')
         return found
 
     monkeypatch.setattr(process, 'apart', apart)
-    one = 'first_stage_256', 'v4:2x2x1'
+    one = 'progan_cifar10', 'v4:2x2x1'
     assert plan_scaling.planned(*one) == (*one, 'libtpu ends in SIGSEGV', '-', '-')
     found = {'train_step': memory, 'train_images_per_second': 1234.5}
     assert plan_scaling.planned(*one) == (*one, '1.00', 'draws nothing', '1,234')
     found = {'train_step': memory, 'sample_step': memory}
     assert plan_scaling.planned(*one) == (*one, '1.00', '1.00', '-')
+
+
+def test_what_is_missing_here_is_no_row_and_the_others_are_made(monkeypatch, tmp_path, caplog):
+    page = tmp_path / 'plan.md'
+    page.write_text('<!-- configs -->\n| a |\n|---|\n| 1 |\n<!-- /configs -->\n')
+
+    def planned(label, name):
+        if label == 'two':
+            raise UserError('weights are not found')
+        return label, name
+
+    monkeypatch.setattr(plan_scaling, 'FLAGS', types.SimpleNamespace(out=str(page)))
+    monkeypatch.setattr(topology, 'require_compiler', lambda: None)
+    every = [('one', 'v4'), ('two', 'v4'), ('three', 'v4')]
+    monkeypatch.setattr(plan_scaling, 'missing', lambda rows: every)
+    monkeypatch.setattr(plan_scaling, 'planned', planned)
+    assert list(plan_scaling.configs())[1:] == [('1',), every[0], every[2]]
+    assert 'no row of two on v4: weights are not found' in caplog.text
 
 
 def test_what_learns_latents_is_planned_with_its_first_stage(tmp_path):
