@@ -23,24 +23,38 @@ from gen_jax.runtime.program import Program
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
+FEW = {
+    'steps': 6,
+    'batch_size': 8,
+    'log_every': 2,
+    'sample_every': 3,
+    'checkpoint_every': 3,
+    'sample.n': 5,
+    'sample.batch_size': 4,
+    'sample.grid': 4,
+}
+
+
 def small(**changes):
     """An autoencoder of a few thousand parameters on the digits."""
     config = default('autoencoders.vae')
-    config.update_from_flattened_dict(
-        {
-            'steps': 6,
-            'batch_size': 8,
-            'log_every': 2,
-            'sample_every': 3,
-            'checkpoint_every': 3,
-            'model.channels': 4,
-            'model.latent_dim': 2,
-            'sample.n': 5,
-            'sample.batch_size': 4,
-            'sample.grid': 4,
-            **changes,
-        }
-    )
+    nets = {'model.channels': 4, 'model.latent_dim': 2}
+    config.update_from_flattened_dict({**FEW, **nets, **changes})
+    return config
+
+
+def diffusion():
+    """A diffusion model with the fixture `small_network`'s network."""
+    config = default('diffusion.gaussian', network='small')
+    config.update_from_flattened_dict(FEW | {'sample.knobs.steps': 2})
+    return config
+
+
+def game():
+    """A small DCGAN of the digits."""
+    config = default('gans.adversarial')
+    data = {'data.image_size': 16, 'data.fit': 'resize'}
+    config.update_from_flattened_dict(FEW | data | {'model.width': 4, 'model.latent_dim': 8})
     return config
 
 
@@ -225,7 +239,13 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state
 
 
 @pytest.mark.slow
-def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(tmp_path):
+@pytest.mark.usefixtures('small_network')
+@pytest.mark.parametrize(
+    ('config', 'others'), [(small, ['encode', 'init']), (diffusion, ['init']), (game, ['init'])]
+)
+def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(
+    config, others, tmp_path
+):
     lowered = []
 
     def listen(event, seconds, fun_name=None, **_):
@@ -235,14 +255,14 @@ def test_a_run_compiles_each_of_its_programs_once_and_moves_nothing_unasked(tmp_
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with jax.transfer_guard('disallow'):
-            train.run(small(), tmp_path)
+            train.run(config(), tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(list((tmp_path / 'checkpoints').iterdir())) == 2
     # Two grids were drawn, and every program that looks at a state was needed at both.
     ours = [name for name in lowered if name.startswith('jit(_')]
     assert sorted(ours) == ['jit(_sample_step)', 'jit(_train_step)']
-    assert lowered.count('jit(encode)') == lowered.count('jit(init)') == 1
+    assert [lowered.count(f'jit({name})') for name in others] == [1] * len(others)
 
 
 @pytest.mark.slow

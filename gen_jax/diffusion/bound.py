@@ -95,10 +95,12 @@ def make_term(process: DiscreteProcess, variance: str) -> Callable:
     `share` is that of `Estimate`; only the variance 'learned_range' looks at it.
     """
     fixed = 'fixed_small' if variance == 'learned_range' else variance
-    tables = jnp.float32((*gaussian_terms(process, fixed), span(process)))
+    # Not on a device yet: where, is for who traces the term to say.
+    tables = np.float32((*gaussian_terms(process, fixed), span(process)))
 
     def term(t, x_0, x_0_hat, share=None):
-        constant, weight, sigma, whole = tables[:, t, None, None, None]  # [b or 1, 1, 1, 1]
+        now = jnp.asarray(tables)[:, t, None, None, None]  # [4, b or 1, 1, 1, 1]
+        constant, weight, sigma, whole = now
         if variance == 'learned_range':
             above = share * whole  # log(sigma^2 / beta_tilde)
             constant = (above + jnp.expm1(-above)) / 2

@@ -1,4 +1,4 @@
-"""Programs: what a step leaves of its memory, how many steps make one call, what crosses over."""
+"""Programs: what a step leaves of its memory, what parts of a batch change, what crosses over."""
 
 import functools
 import types
