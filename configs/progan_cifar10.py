@@ -7,8 +7,7 @@ original-theano-version of github.com/tkarras/progressive_growing_of_gans): 400,
 size from 4x4 on, as many until the next has faded in, and a gradient penalty whose target is 750,
 of the gradient by images of full size, also while small ones are trained.
 Cost: 1,250,000 steps of 16 images.
-Plan: on 8 chips of v5e, 0.6 hours at best (4.8 chip-hours); 0.11 GiB a chip
-(docs/plan.md, as if all steps were of full size).
+Plan: on 8 chips of v5e, 0.55 hours at best (4.4 chip-hours); 0.11 GiB a chip (docs/plan.md).
 Paper: Inception score 8.80; FID 15.52 (as quoted by others).
 Ours: not trained here. The networks agree with code written from the paper
 (tests/parity/test_growing_gans.py). What differs: the authors' players take their steps at once,

@@ -6,7 +6,7 @@ Recipe of github.com/POSTECH-CVLab/PyTorch-StudioGAN (configs/CIFAR10/StyleGAN2.
 whose networks and rates are those of Karras et al. 2020b, "Training Generative Adversarial Networks
 with Limited Data", without adaptive augmentation: no style mixing, no path length regularisation.
 Cost: 200,000 steps of 64 images.
-Plan: on 8 chips of v5e, 0.87 hours at best (6.9 chip-hours); 0.92 GiB a chip (docs/plan.md).
+Plan: on 8 chips of v5e, 0.57 hours at best (4.6 chip-hours); 0.98 GiB a chip (docs/plan.md).
 Networks: 20,215,315 and 23,089,664 parameters.
 StudioGAN: FID 3.78, Inception score 10.17 in its benchmark, 3.69, 10.28 in its comparison with
 papers. They are of its best checkpoint, trained in mixed precision, and of images that Pillow's
