@@ -126,7 +126,7 @@ def test_the_loss_of_vq_is_written_out():
     method, (_, state) = house.create(config), start('vq')
     x, variables = batch_of()['image'], state.net.variables()
     _, metrics = jax.jit(method.train_step)(jax.random.key(0), state, batch_of())
-    back, found = first_stage._module(config).apply(variables, x)
+    back, found = first_stage.module_of(config).apply(variables, x)
     apart = jnp.abs(back - x).mean()
     np.testing.assert_allclose(metrics['reconstruction'], apart, rtol=1e-5)
     judge = first_stage._judge(config)
@@ -182,7 +182,7 @@ def test_lpips_counts(monkeypatch):
     after, metrics = jax.jit(method.train_step)(key, state, batch)
     assert not any(moved(after.perceptual, state.perceptual))
     x = batch['image']
-    back, _ = first_stage._module(config).apply(state.net.variables(), x)
+    back, _ = first_stage.module_of(config).apply(state.net.variables(), x)
     distance = lpips.lpips(weights, back, x, 'squeeze').mean()
     assert jnp.abs(distance) > 1e-3
     want = jnp.abs(back - x).mean() + 2 * distance

@@ -338,6 +338,7 @@ def test_gaussian_state_takes_other_schedules_where_the_config_has_them(folder):
     }
     (folder / 'scheduler_config.json').write_text(json.dumps(theirs))
     settings = config()
+    settings.sampler.spacing = 'trailing'
     for name, value in {'betas': 'cosine', 'prediction': 'v', 'zero_snr': True}.items():
         with pytest.raises(UserError, match=r'but config\.diffusion makes'):
             gaussian_state(settings, str(folder))

@@ -26,7 +26,6 @@ CONFIGS = {
     'dcgan_fashion_mnist': {'model.width': 8},
     'classifier_digits': {'model.widths': (8, 16)},
     'vae_gan_fashion_mnist': {},
-    'progan_cifar10': {},
     'stylegan2_cifar10': {'data.image_size': 8},
 }
 # Those that are compiled for a mesh of each kind; others for one device and the mesh that has all.
