@@ -14,7 +14,7 @@ from batches import batch_of
 from flax import linen as nn
 
 from gen_jax import config as house
-from gen_jax.autoencoders import vae
+from gen_jax.autoencoders import factor, vae
 from gen_jax.autoencoders.likelihoods import LIKELIHOODS
 from gen_jax.autoencoders.posterior import decomposition
 from gen_jax.errors import UserError
@@ -174,7 +174,7 @@ def test_shuffling_keeps_each_numbers_values_and_parts_them():
 @pytest.mark.slow
 def test_factor_vaes_judge_finds_the_total_correlation():
     """Of a Gaussian with correlation r: -log(1 - r^2) / 2, which is the mean log ratio."""
-    r, judge, tx = 0.8, vae.Judge(4, 64), optax.adam(1e-3)
+    r, judge, tx = 0.8, factor.Judge(4, 64), optax.adam(1e-3)
     cov = np.array([[1, r], [r, 1]])
     half = jnp.float32(np.linalg.cholesky(cov).T)
 
@@ -182,8 +182,8 @@ def test_factor_vaes_judge_finds_the_total_correlation():
     def step(key, net):
         def loss_fn(params, extra, key):
             z, other = jax.random.normal(key, (2, 256, 2)) @ half
-            shuffled = vae.shuffled(jax.random.fold_in(key, 1), other)
-            return vae.judged(judge, {'params': params}, z, shuffled), (extra, {})
+            shuffled = factor.shuffled(jax.random.fold_in(key, 1), other)
+            return factor.judged(judge, {'params': params}, z, shuffled), (extra, {})
 
         return descend(net, loss_fn, tx, None, key)[0]
 
@@ -191,8 +191,7 @@ def test_factor_vaes_judge_finds_the_total_correlation():
     for i in range(600):
         net = step(jax.random.key(i), net)
     z = jax.random.normal(jax.random.key(9), (20_000, 2)) @ half
-    logits = judge.apply(net.variables(), z)
-    found = (logits[:, 0] - logits[:, 1]).mean()
+    found = factor.correlation(judge, net.variables(), z).mean()
     assert found == pytest.approx(-0.5 * np.log(1 - r**2), abs=0.1)
 
 
