@@ -22,6 +22,7 @@ from absl import flags
 from gen_jax import latent, plan
 from gen_jax.config import create
 from gen_jax.errors import UserError
+from gen_jax.interop import weights
 from gen_jax.runtime import process, topology, workdir
 from gen_jax.runtime.config_file import ConfigFile
 from gen_jax.runtime.program import Program
@@ -173,7 +174,8 @@ def planned(label: str, name: str) -> tuple:
     (where,) = topology.parse(name)
     with tempfile.TemporaryDirectory() as folder:
         config = of_paper(label, Path(folder))
-        Program(config, latent.method(config))
+        with weights.shapes_only():
+            Program(config, latent.method(config))
         try:
             found = process.apart(plan.plan, config, where)
         except UserError as refused:

@@ -17,6 +17,7 @@ import ml_collections
 
 from gen_jax import latent
 from gen_jax.errors import UserError
+from gen_jax.interop import weights
 from gen_jax.runtime import cost, process, sharding, workdir
 from gen_jax.runtime import topology as topologies
 from gen_jax.runtime.program import Program
@@ -53,6 +54,7 @@ def run(config, folder: Path, topology: str | None = None) -> None:
         print(in_short(plans))
 
 
+@weights.shapes_only()
 def plan(config, where: Topology) -> dict:
     """What plan.json holds of one topology. Parts are per device, rates of them all.
 

@@ -254,6 +254,23 @@ def test_neighbours_on_the_mesh_are_neighbours_among_chips(name, sizes, most, pl
     assert sum(map(len, rows.values())) == len(devices)
 
 
+def test_published_weights_of_a_loss_need_not_be_there(monkeypatch, tmp_path):
+    monkeypatch.setenv('GEN_JAX_WEIGHTS', str(tmp_path))
+    monkeypatch.setattr(topology, 'devices', lambda where: jax.devices()[:1])
+    config = default('autoencoders.first_stage')
+    config.first_stage.perceptual, config.data.image_size = 'squeeze', 32
+
+    def part(program, where, name):
+        held = jax.tree.leaves(program.state_shape.perceptual)
+        # SqueezeNet 1.1 without its classifier, and the seven heads.
+        assert sum(np.prod(x.shape) for x in held) == 722_496 + 2_240
+        return {}
+
+    monkeypatch.setattr(plan, 'part', part)
+    (where,) = topology.parse('v5e:1x1')
+    assert plan.plan(config, where)['train_step'] == {}
+
+
 @needs_libtpu
 def test_a_product_costs_what_it_must():
     (where,) = topology.parse('v5e:2x2')

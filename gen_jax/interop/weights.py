@@ -1,5 +1,7 @@
 """Finding files of weights: a path given, else the cache, else a download with a fixed checksum."""
 
+import contextlib
+import contextvars
 import hashlib
 import http.client
 import logging
@@ -13,6 +15,22 @@ from typing import NamedTuple
 from gen_jax.errors import UserError, is_users
 
 TIMEOUT = 10  # seconds without an answer
+_READ = contextvars.ContextVar('read', default=True)
+
+
+@contextlib.contextmanager
+def shapes_only():
+    """Within it weights that a loss takes are zeros, without their files: all that a plan needs."""
+    token = _READ.set(False)
+    try:
+        yield
+    finally:
+        _READ.reset(token)
+
+
+def are_read() -> bool:
+    """Whether weights are read: not within `shapes_only`."""
+    return _READ.get()
 
 
 class WeightsFile(NamedTuple):

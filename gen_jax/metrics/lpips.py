@@ -15,7 +15,7 @@ import numpy as np
 
 from gen_jax.errors import UserError
 from gen_jax.interop.tensors import read_tensors, to_variables
-from gen_jax.interop.weights import WeightsFile, find
+from gen_jax.interop.weights import WeightsFile, are_read, find
 from gen_jax.metrics.features import alexnet, squeezenet, vgg16
 from gen_jax.metrics.psnr import check_pair
 
@@ -94,6 +94,8 @@ def load(
 ) -> dict:
     """The variables that `lpips` takes, float32, of the published weights or one's own.
 
+    Zeros within `gen_jax.interop.weights.shapes_only`.
+
     Args:
       net: 'alex', 'vgg' or 'squeeze'.
       backbone: torchvision's file, .pth or .safetensors, whose classifier is left out; '': the
@@ -107,7 +109,10 @@ def load(
     _check_net(net)
     side = NETS[net].smallest_side
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    params = jax.eval_shape(LPIPS(net).init, jax.random.key(0), image, image)['params']
+    described = jax.eval_shape(LPIPS(net).init, jax.random.key(0), image, image)
+    if not are_read():
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), described)
+    params = described['params']
     shapes = {'net': {'params': params.pop('net')}, 'heads': {'params': params}}
     loaded = {}
     for part, file, path, option, ignore in (
