@@ -21,10 +21,12 @@ FINGERPRINT = re.compile('fingerprint ([0-9a-f]{64})')
 KNOWN = (
     'adm_classifier_imagenet',
     'adm_imagenet',
+    'biggan_cifar10',
     'biggan_imagenet',
     'dcgan_cifar10',
     'dcgan_folder64',
     'ddpm_cifar10',
+    'ddpm_digits',
     'ddpm_fashion_mnist',
     'edm_cifar10',
     'edm_ffhq64',
@@ -34,6 +36,7 @@ KNOWN = (
     'ldm_fashion_mnist',
     'ncsnv2_cifar10',
     'progan_celebahq1024',
+    'progan_cifar10',
     'rectified_flow_cifar10',
     'score_sde_cifar10',
     'sngan_cifar10',
@@ -42,6 +45,7 @@ KNOWN = (
     'stylegan_ffhq1024',
     'vae_sprites',
     'vdvae_cifar10',
+    'vdvae_fashion_mnist',
     'vq_vae2_256',
 )
 
