@@ -529,22 +529,25 @@ def test_the_table_of_papers_is_gone_on_with():
 
 @pytest.mark.parametrize('label', plan_scaling.PAPERS)
 def test_a_papers_config_tells_the_figures_of_its_row(label):
-    """Of 8 chips of v5e; a config whose row is not there yet points to the page alone."""
+    """Of its chips of v5e; a config whose row is not there yet points to the page alone."""
     found = runpy.run_path(str(ROOT / f'configs/{label}.py'))
     told = found['__doc__'].partition('\nPlan: ')[2].split('\n\n')[0]
     assert 'docs/plan.md' in told
     figures = re.match(
-        r'on 8 chips of v5e, (\S+) hours at best \((\S+) chip-hours?\); (\S+) GiB', told
+        r'on (\d+) chips of v5e, (\S+) hours at best \((\S+) chip-hours?\); (\S+) GiB', told
     )
+    (name,) = (name for name in plan_scaling.PAPERS[label] if name.startswith('v5e:'))
+    (where,) = topology.parse(name)
     rows = plan_scaling.written((ROOT / 'docs/plan.md').read_text(), 'configs')
-    (row,) = [row for row in rows if row[:2] == (label, 'v5e:2x4')] or [None]
+    (row,) = [row for row in rows if row[:2] == (label, name)] or [None]
     if row is None:
         assert figures is None
     elif figures:
         config = found['get_config']()
         rate = float(row[4].replace(',', ''))  # images a second
         hours = config.steps * config.batch_size / rate / 3600
-        assert figures.groups() == (f'{hours:.2g}', f'{8 * hours:.2g}', row[2])
+        both = (f'{float(f"{x:.2g}"):,g}' for x in (hours, where.chips * hours))
+        assert figures.groups() == (f'{where.chips}', *both, row[2])
 
 
 @pytest.mark.parametrize('label', plan_scaling.PAPERS)
