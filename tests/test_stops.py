@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-DIGITS = f'--config={ROOT}/configs/ddpm_digits.py:tiny'
 VAE = f'--config={ROOT}/configs/vae_fashion_mnist.py:tiny'  # on digits; compiles in seconds
 DCGAN = f'--config={ROOT}/configs/dcgan_fashion_mnist.py:tiny'
 FINGERPRINT = re.compile('fingerprint ([0-9a-f]{64})')
@@ -28,12 +27,12 @@ def fingerprint(done) -> str:
 
 @pytest.mark.slow
 def test_evaluation_depends_neither_on_devices_nor_on_the_batch_size(main, tmp_path):
-    assert main(DIGITS, f'--workdir={tmp_path}').returncode == 0
+    assert main(VAE, f'--workdir={tmp_path}').returncode == 0
     reports = []
     for devices, size in ((1, 64), (8, 40)):
         flags = f'--config.sample.batch_size={size}', f'--config.eval.batch_size={size + 10}'
-        args = (DIGITS, f'--workdir={tmp_path}', '--mode=evaluate', '--config.eval.n=200', *flags)
-        flags = ('--config.eval.metrics=("fid","prdc","accuracy")',)
+        args = (VAE, f'--workdir={tmp_path}', '--mode=evaluate', '--config.eval.n=200', *flags)
+        flags = ('--config.eval.metrics=("fid","prdc")',)
         done = main(*args, *flags, devices=devices)
         assert done.returncode == 0, done.stderr
         reports.append(json.loads((tmp_path / 'metrics.json').read_text()))
