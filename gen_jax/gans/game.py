@@ -4,6 +4,7 @@ A `Game` is networks and rules, a `Round` what is drawn for one step, a `Judge` 
 the round knows it. Losses are functions of parameters, as `gen_jax.method.descend` takes them.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -232,15 +233,15 @@ def unrolled(judge: Judge, opponent: Net, fake: jax.Array) -> Net:
     through them.
     """
     rules = judge.game.rules
-    gradient_of = jax.grad(lambda params: verdict(judge, params, opponent.extra, fake)[0])
+    gradient_of = jax.grad(functools.partial(verdict, judge), has_aux=True)
     for _ in range(rules.unroll):
-        gradient = gradient_of(opponent.params)
+        gradient, (extra, _) = gradient_of(opponent.params, opponent.extra, fake)
         # Adam's root of its second moment is steep without end at 0, where units are dead from the
         # start; their 0 passes no gradient on.
         gradient = jax.tree.map(lambda g: jnp.where(g == 0, 0.0, g), gradient)
         updates, opt_state = judge.game.d_tx.update(gradient, opponent.opt_state, opponent.params)
         params = clipped(rules, optax.apply_updates(opponent.params, updates))
-        opponent = opponent.replace(params=params, opt_state=opt_state)
+        opponent = opponent.replace(params=params, extra=extra, opt_state=opt_state)
     return opponent
 
 

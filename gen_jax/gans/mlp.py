@@ -1,9 +1,11 @@
 """Networks of dense layers: those of the first GANs, and of toy problems.
 
-Goodfellow et al. 2014 (section 5) and, told labels, Mirza and Osindero 2014 (section 4.1): the
-discriminator has maxout units (Goodfellow et al. 2013) and dropout. With `pieces` 1 units are
-rectified instead. Both papers' last layer is a sigmoid, for pixels in [0, 1]; here it is a
-hyperbolic tangent, for [-1, 1], which is the same function of twice its input.
+Goodfellow et al. 2014 (section 5): the discriminator has maxout units (Goodfellow et al. 2013) and
+dropout. With `pieces` 1 units are rectified instead. Told labels, both nets see them beside their
+input, which is the idea of Mirza and Osindero 2014; their networks (section 4.1) give z, or the
+image, and the label a layer of its own each before these meet. Both papers' last layer is a
+sigmoid, for pixels in [0, 1]; here it is a hyperbolic tangent, for [-1, 1], which is the same
+function of twice its input.
 """
 
 import math

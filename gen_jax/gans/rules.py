@@ -1,6 +1,15 @@
 """The rules of a game, `config.gan`: what there is, and what does not fit together."""
 
-from gen_jax.config import are_positive, nearest, require, require_known, require_least
+import math
+
+from gen_jax.config import (
+    are_positive,
+    nearest,
+    require,
+    require_known,
+    require_least,
+    require_weights,
+)
 from gen_jax.gans import networks
 from gen_jax.gans.augment import AUGMENTATIONS
 from gen_jax.gans.objectives import OBJECTIVES
@@ -106,7 +115,9 @@ def check(config) -> None:
         require(part % min(group, part) == 0, 'model.mbstd_group', group, expected)
     for field in ('label_smoothing', 'fake_smoothing'):
         require(0 <= rules[field] < 1, f'gan.{field}', rules[field], '0 or more, below 1')
-    for field in (
+    require_weights(
+        'gan',
+        rules,
         'penalty_weight',
         'clip_weights',
         'instance_noise',
@@ -117,12 +128,12 @@ def check(config) -> None:
         'drift',
         *(('grow_steps',) if 'grow_steps' in rules else ()),
         *(('path_length',) if 'path_length' in rules else ()),
-    ):
-        require(rules[field] >= 0, f'gan.{field}', rules[field], '0 or more')
+    )
     for field in ('feature_matching', *(('style_mixing',) if 'style_mixing' in rules else ())):
         require(0 <= rules[field] <= 1, f'gan.{field}', rules[field], '0 to 1')
     for field in ('d_rate_ratio', 'penalty_target'):
-        require(rules[field] > 0, f'gan.{field}', rules[field], 'a positive number')
+        fits = 0 < rules[field] < math.inf
+        require(fits, f'gan.{field}', rules[field], 'a positive number, and finite')
     if 'grow_steps' in rules:
         _check_growth(rules, config.data.image_size)
     _check_fit(config)
@@ -167,10 +178,11 @@ def _check_fit(config) -> None:
     # Batch norm divides by deviations that may be as small as they like.
     spectral = model.get('d_spectral', config.network == 'biggan')
     spectral = spectral and not model.get('d_batch_norm', False)
-    bounded = rules.penalty or rules.clip_weights or spectral
+    penalised = rules.penalty and rules.penalty_weight
+    bounded = penalised or rules.clip_weights or spectral
     expected = (
-        'gan.penalty, gan.clip_weights or model.d_spectral (without model.d_batch_norm) with it, '
-        'to bound its gradient'
+        'gan.penalty (with a weight), gan.clip_weights or model.d_spectral (without '
+        'model.d_batch_norm) with it, to bound its gradient'
     )
     require(not critic or bounded, 'gan.objective', rules.objective, expected)
     aims = not rules.penalty or PENALTIES[rules.penalty].targets

@@ -29,7 +29,9 @@ def project(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Descends from the mean latent, as Karras et al. 2020, appendix D.
 
-    There the noise inside of the generator is sought as well; here it stays as it is.
+    There the noise inside of the generator is sought as well; here it stays as it is. Their
+    distance is LPIPS of images of at most 256x256, to which larger ones are averaged; here it is
+    the caller's.
 
     Args:
       synthesis: ws [n, layers, d] -> images [n, h, w, c].

@@ -96,6 +96,8 @@ WRONG = [
     {'gan.fake_smoothing': -0.1},
     {'gan.d_rate_ratio': 0.0},
     {'gan.penalty_weight': -1.0},
+    {'gan.penalty_weight': float('inf')},
+    {'gan.d_rate_ratio': float('inf')},
     {'gan.penalty_target': 0.0},
     {'gan.penalty_target': 2.0, 'gan.penalty': 'r1'},
     {'gan.penalty_every': 0},
@@ -104,6 +106,7 @@ WRONG = [
     {'gan.unroll': 1, 'gan.penalty': 'r1', 'gan.penalty_every': 4},
     {'gan.clip_weights': 0.1},  # of a game that is no critic's
     {'gan.objective': 'wasserstein'},  # with nothing that bounds its gradient
+    {'gan.objective': 'wasserstein', 'gan.penalty': 'wgan_gp', 'gan.penalty_weight': 0.0},
     {'gan.objective': 'hinge', 'gan.label_smoothing': 0.1},
     {'model.condition': 'concat'},  # without labels
     {'ema_decay': 1.0},

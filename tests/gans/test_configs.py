@@ -70,12 +70,66 @@ def test_networks_and_budget(file, variant):
     assert config.steps * config.batch_size == pytest.approx(millions * 1e6)
 
 
-def test_rates_of_lazy_regularisation_are_the_authors():
-    """training_loop of StyleGAN2: rate and betas for k steps and one more; k is 4 and 16."""
-    config = load('stylegan2_cifar10', '')
-    assert config.optimizer.learning_rate == pytest.approx(0.0025 * 4 / 5)
-    assert config.optimizer.learning_rate * config.gan.d_rate_ratio == pytest.approx(0.0025)
-    assert config.ema_decay == pytest.approx(0.5 ** (64 / 500_000), abs=1e-7)
+# What each player learns by: objective, rounds of the discriminator; rates of both, Adam's betas
+# and epsilon; the generator's average, and from which step; what bounds the discriminator.
+STUDIO = {'eps': 1e-6, 'b1': 0.5, 'b2': 0.999, 'rates': (2e-4, 2e-4), 'average': (0.0, 0)}
+LARGE = STUDIO | {'b1': 0.0, 'rates': (5e-5, 2e-4), 'objective': 'hinge', 'n_critic': 2}
+BIGGAN = LARGE | {'rates': (1e-4, 4e-4), 'n_critic': 1, 'average': (0.9999, 20_000)}
+NVIDIA = {'b1': 0.0, 'b2': 0.99, 'eps': 1e-8, 'n_critic': 1}
+PROGRESSIVE = NVIDIA | {'objective': 'wasserstein', 'rates': (1e-3, 1e-3), 'drift': 0.001}
+PROGRESSIVE |= {'penalty': ('wgan_gp', 10.0, 1, 1.0), 'average': (0.999, 0)}
+STYLE = NVIDIA | {'objective': 'non_saturating'}
+RECIPES = {
+    ('dcgan_cifar10', ''): STUDIO | {'objective': 'non_saturating', 'n_critic': 2},
+    ('dcgan_cifar10', 'lsgan'): STUDIO | {'objective': 'least_squares', 'n_critic': 2},
+    ('sngan_cifar10', ''): STUDIO | {'objective': 'hinge', 'n_critic': 5},
+    ('sngan_cifar10', 'wgan_gp'): STUDIO
+    | {'objective': 'wasserstein', 'n_critic': 5, 'penalty': ('wgan_gp', 10.0, 1, 1.0)},
+    ('sngan_cifar10', 'wgan'): STUDIO | {'objective': 'wasserstein', 'n_critic': 5, 'clip': 0.01},
+    ('sngan_imagenet128', ''): LARGE,
+    ('biggan_cifar10', ''): STUDIO
+    | {'objective': 'hinge', 'n_critic': 5, 'average': (0.9999, 1000)},
+    ('biggan_cifar10', 'authors'): BIGGAN
+    | {'rates': (2e-4, 2e-4), 'n_critic': 4, 'eps': 1e-8, 'average': (0.9999, 1000)},
+    ('biggan_imagenet', ''): BIGGAN,
+    ('biggan_imagenet', 'deep'): BIGGAN,
+    ('progan_cifar10', ''): PROGRESSIVE | {'penalty': ('wgan_gp', 10.0, 1, 750.0)},
+    ('progan_celebahq1024', ''): PROGRESSIVE,
+    # Half-lives of 10,000 images, 500,000 in StudioGAN.
+    ('stylegan_ffhq1024', ''): STYLE
+    | {'rates': (1e-3, 1e-3), 'penalty': ('r1', 10.0, 1, 1.0), 'average': (0.5**0.0032, 0)},
+    ('stylegan2_ffhq1024', ''): STYLE
+    | {'rates': (2e-3, 2e-3), 'penalty': ('r1', 10.0, 16, 1.0), 'average': (0.5**0.0032, 0)},
+    # The generator's for path lengths at every 4th step, which it has not.
+    ('stylegan2_cifar10', ''): STYLE
+    | {
+        'rates': (0.0025 * 4 / 5, 0.0025),
+        'penalty': ('r1', 0.01, 16, 1.0),
+        'average': (0.5 ** (64 / 500_000), 0),
+    },
+}
+
+
+@pytest.mark.parametrize(('file', 'variant'), RECIPES, ids=lambda name: name or 'main')
+def test_players_learn_by_the_recipe(file, variant):
+    config = load(file, variant)
+    gan, learned = config.gan, config.optimizer
+    penalty = gan.penalty_weight, gan.penalty_every, gan.penalty_target
+    found = {
+        'objective': gan.objective,
+        'n_critic': gan.n_critic,
+        'rates': (learned.learning_rate, learned.learning_rate * gan.d_rate_ratio),
+        **{name: learned[name] for name in ('b1', 'b2', 'eps')},
+        'average': (config.ema_decay, config.ema_start),
+        'penalty': (gan.penalty, *penalty) if gan.penalty else (),
+        'drift': gan.drift,
+        'clip': gan.clip_weights,
+    }
+    expected = {'penalty': (), 'drift': 0.0, 'clip': 0.0} | RECIPES[file, variant]
+    for name, value in expected.items():
+        if isinstance(value, tuple) and value and not isinstance(value[0], str):
+            value = pytest.approx(value, rel=1e-6)
+        assert found[name] == value, name
 
 
 def test_progressive_growing_is_the_authors():

@@ -259,16 +259,23 @@ CRITIC = {'gan__objective': 'wasserstein', 'gan__penalty': 'wgan_gp', 'gan__clip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changes', [{}, CRITIC], ids=['', 'a critic, penalised and clipped'])
-def test_the_generator_looks_ahead(changes):
-    """One unrolled step is the discriminator's own step, and the gradient passes through it."""
-    config = small(gan__unroll=1, **changes)
+@pytest.mark.parametrize(
+    ('steps', 'changes'),
+    [(1, {}), (1, CRITIC), (2, {'model__d_spectral': True})],
+    ids=['', 'a critic, penalised and clipped', 'spectral vectors move too'],
+)
+def test_the_generator_looks_ahead(steps, changes):
+    """Unrolled steps are the discriminator's own, and the gradient passes through them."""
+    config = small(gan__unroll=steps, **changes)
     _, state = started(config)
     judge, net = judge_of(config), state.discriminator
     fake = generate(judge.game, state.generator.variables(), judge.asked)[0]
     ahead = unrolled(judge, net, fake)
-    after, _ = discriminator_step(judge, state)
+    after = state
+    for _ in range(steps):
+        after, _ = discriminator_step(judge, after)
     close(ahead.params, after.discriminator.params, atol=1e-6)
+    close(ahead.extra, after.discriminator.extra, atol=1e-6)
     through = jax.grad(
         lambda x: sum(p.sum() for p in jax.tree.leaves(unrolled(judge, net, x).params))
     )(fake)
