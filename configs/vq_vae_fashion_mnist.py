@@ -6,8 +6,9 @@
 
 The first command trains networks and codes in runs/vq_vae_fashion_mnist, the second a diffusion
 model of where an image's codes lie, told the class; the third draws with both.
-Networks and codes are those of the authors' example (sonnet's vqvae_example.py), a quarter as wide:
-codes of 16 numbers, not 64, of which the second stage's network, no wider than that, made little.
+Networks and codes are those of the authors' example (sonnet's vqvae_example.ipynb), a quarter as
+wide: codes of 16 numbers, not 64, of which the second stage's network, no wider than that, made
+little.
 What differs: the paper draws codes by a PixelCNN.
 Cost: 6,000 steps of 64 images, 10 minutes on 2 CPU cores that shared other work; then 5,000, 22.
 Number: no paper has one for this data set. Ours: see README.

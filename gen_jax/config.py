@@ -232,6 +232,13 @@ def require_least(room: str, config, **least: int) -> None:
         require(value >= n, f'{room}.{name}', value, f'a whole number of at least {n}')
 
 
+def require_weights(room: str, config, *names: str) -> None:
+    """Raises the UserError of numbers below 0, or infinite; args as of `require_least`."""
+    for name in names:
+        value = config[name]
+        require(0 <= value < math.inf, f'{room}.{name}', value, '0 or more, and finite')
+
+
 def require_known(room: str, config, **known: Iterable[str]) -> None:
     """Raises the UserError of names that are not known: name=known; args as of `require_least`."""
     for name, names in known.items():

@@ -17,7 +17,7 @@ from flax import struct
 
 from gen_jax.autoencoders import networks
 from gen_jax.autoencoders.likelihoods import NAMES, Likelihood, named
-from gen_jax.config import nearest, require
+from gen_jax.config import are_whole, nearest, require, require_weights
 from gen_jax.method import (
     Method,
     Net,
@@ -124,7 +124,8 @@ def features_of(config) -> int:
     name, sigma, channels = config.pixels.likelihood, config.pixels.sigma, config.data.channels
     columns = tuple(config.pixels.columns)
     require(name in NAMES, 'pixels.likelihood', name, f'a known name{nearest(name, NAMES)}')
-    fits = sum(columns) == channels and min(columns) >= 1 if name == 'table' else not columns
+    whole = are_whole(columns) and sum(columns) == channels
+    fits = whole if name == 'table' else not columns
     expected = (
         f'how many values each column has, {channels} in all, as config.data.channels'
         if name == 'table'
@@ -136,10 +137,10 @@ def features_of(config) -> int:
     expected = f'another: {name} is of {" or ".join(map(str, likelihood.channels))} channels'
     require(fits, 'pixels.likelihood', name, f'{expected}, and config.data.channels={channels}')
     require(
-        sigma >= 0 and (sigma == 0 or name == 'gaussian'),
+        sigma == 0 or (0 < sigma < math.inf and name == 'gaussian'),
         'pixels.sigma',
         sigma,
-        "0, or a positive number with pixels.likelihood='gaussian'",
+        "0, or a positive number, finite, with pixels.likelihood='gaussian'",
     )
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     return likelihood.features(channels)
@@ -192,7 +193,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
       UserError: where the config asks for what does not exist or does not fit.
     """
     features, data, options = features_of(config), config.data, config.autoencoder
-    require(options.noise >= 0, 'autoencoder.noise', options.noise, '0 or more')
+    require_weights('autoencoder', options, 'noise')
     require(0 <= options.masked < 1, 'autoencoder.masked', options.masked, '0 or more, below 1')
     nets = networks.build(config, config.model.latent_dim, features)
     module = Autoencoder(*nets, **p_of(config))

@@ -26,8 +26,8 @@ from flax import struct
 from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder, VQAutoencoder
 from gen_jax.autoencoders.patch import PatchDiscriminator
 from gen_jax.autoencoders.posterior import kl_divergence
-from gen_jax.autoencoders.quantizer import VectorQuantizer, perplexity
-from gen_jax.config import are_whole, nearest, require, require_unlabelled
+from gen_jax.autoencoders.quantizer import VectorQuantizer, perplexity, require_room
+from gen_jax.config import are_whole, nearest, require, require_unlabelled, require_weights
 from gen_jax.method import (
     Method,
     Net,
@@ -329,7 +329,8 @@ def module_of(config) -> FirstStage:
     if config.kind == 'kl':
         return KLAutoencoder(Encoder(features=2 * dim, **shared), decoder, dim)
     codes = config.first_stage.codes
-    require(codes >= 1, 'first_stage.codes', codes, 'a whole number of at least 1')
+    vectors = (size // factor) ** 2 * config.batch_size // config.accumulate
+    require_room('first_stage.codes', codes, dim, vectors)
     quantizer = VectorQuantizer(codes, dim)
     return VQAutoencoder(Encoder(features=dim, **shared), decoder, dim, quantizer=quantizer)
 
@@ -356,8 +357,6 @@ def _check(config) -> None:
     if options.perceptual:
         least = lpips.NETS[options.perceptual].smallest_side
         require(size >= least, 'data.image_size', size, f'at least {least}, which LPIPS needs')
-    for field in options:
-        value = options[field]
-        if isinstance(value, float | int):
-            require(value >= 0, f'first_stage.{field}', value, '0 or more')
+    numbers = (field for field in options if isinstance(options[field], float | int))
+    require_weights('first_stage', options, *numbers)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')

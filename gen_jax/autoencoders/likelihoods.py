@@ -29,11 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gen_jax.errors import UserError
+
 LOG_2PI = math.log(2 * math.pi)
 LEVELS = 256
 HALF = 1 / (LEVELS - 1)  # half of the distance between two levels
 MIXTURES = 10
-# PixelCNN++ and VDVAE take no scale below e^-7: a fifteenth of a level.
+# PixelCNN++ and VDVAE take no scale below e^-7: a ninth of a level.
 LEAST_LOG_SCALE = -7.0
 
 
@@ -75,7 +77,13 @@ def bernoulli(x: jax.Array, logits: jax.Array) -> jax.Array:
     """Sum of t log p + (1 - t) log(1 - p), with p = sigmoid(logits) and t = (x + 1) / 2.
 
     Kingma and Welling 2014, equation 11.
+
+    Raises:
+      UserError: x is not within [-1, 1], where it is known, which it is not in a compiled program.
     """
+    if not isinstance(x, jax.core.Tracer) and np.abs(x).max(initial=0) > 1:
+        ends = f'from {np.min(x):g} to {np.max(x):g}'
+        raise UserError(f"pixels {ends}: expected [-1, 1], whose ends are a Bernoulli's 0 and 1")
     return total(-optax.sigmoid_binary_cross_entropy(logits, (x + 1) / 2))
 
 

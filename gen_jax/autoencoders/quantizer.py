@@ -7,8 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gen_jax.config import require
+
 # Added to the counts of codes, so that none is divided by 0 (the authors' code, in sonnet).
 SMOOTHING = 1e-5
+# Bytes of a table of distances, or of codes with all that is kept of them.
+MOST_ROOM = 2**33
+COPIES = 4  # of codes that learn by gradients: themselves, these, and Adam's moments
 
 
 class Quantized(NamedTuple):
@@ -90,6 +95,24 @@ class VectorQuantizer(nn.Module):
         assigned('counts', jnp.zeros, self.codes).value += new[:, -1]
         assigned('sums', jnp.zeros, (self.codes, self.dim)).value += new[:, :-1]
         assigned('codes', jnp.zeros, (self.codes, self.dim)).value = z[other]
+
+
+def require_room(field: str, codes: int, dim: int, vectors: int) -> None:
+    """Raises the UserError of more codes than memory holds, or none.
+
+    Args:
+      field: what the config calls their number.
+      codes: K.
+      dim: of each.
+      vectors: how many look for theirs at once: a table has the distances of all from all.
+    """
+    require(codes >= 1, field, codes, 'a whole number of at least 1')
+    most = MOST_ROOM // (4 * max(vectors, COPIES * dim))
+    expected = (
+        f'at most {most}: the distances of {vectors} vectors from all codes, or codes of {dim} '
+        'numbers with what an optimiser keeps of them, take 8 GiB then'
+    )
+    require(codes <= most, field, codes, expected)
 
 
 def moved(codebook: dict, assigned: dict, decay: float, restart: float = 0.0) -> dict:

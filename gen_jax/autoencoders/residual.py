@@ -1,7 +1,8 @@
 """VQ-VAE's encoder and decoder: strided convolutions and residual blocks.
 
 van den Oord et al. 2017, section 4.1. What it leaves open is that of the authors' code (sonnet's
-examples/vqvae_example.py): a 3x3 convolution before the blocks, half the width next to the image.
+examples/vqvae_example.ipynb): a 3x3 convolution before the blocks, and in the encoder a ReLU after
+it; half the width next to the image.
 """
 
 from functools import partial
@@ -47,6 +48,7 @@ class Encoder(nn.Module):
       blocks: residual ones.
       halvings: strided convolutions.
       features: numbers of each vector; 0: the last feature map, of `channels`.
+      rectified: whether a ReLU stands before the blocks, whose shortcuts pass on what it leaves.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -55,6 +57,7 @@ class Encoder(nn.Module):
     blocks: int
     halvings: int
     features: int
+    rectified: bool
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -64,6 +67,7 @@ class Encoder(nn.Module):
             width = self.channels // 2 if i == 0 else self.channels
             x = nn.relu(Conv(width, (4, 4), 2, dtype=self.dtype, name=f'down_{i}')(x))
         x = Conv(self.channels, (3, 3), dtype=self.dtype, name='in')(x)
+        x = nn.relu(x) if self.rectified else x
         x = Blocks(self.blocks, self.hidden, self.dtype, name='blocks')(x)
         return nn.Dense(self.features, name='out')(x.astype(jnp.float32)) if self.features else x
 
@@ -107,7 +111,7 @@ def defaults() -> dict:
     }
 
 
-def from_config(config, given: int, made: int) -> tuple[Encoder, Decoder]:
+def from_config(config, given: int, made: int, rectified: bool) -> tuple[Encoder, Decoder]:
     """Both networks: `given` numbers of the encoder a vector, `made` of the decoder's a pixel.
 
     Raises:
@@ -124,4 +128,5 @@ def from_config(config, given: int, made: int) -> tuple[Encoder, Decoder]:
     require(model.dtype in dtypes, 'model.dtype', model.dtype, "'float32' or 'bfloat16'")
     shared = {name: model[name] for name in ('channels', 'hidden', 'blocks', 'halvings')}
     shared |= {'dtype': jnp.dtype(model.dtype)}
-    return Encoder(features=given, **shared), Decoder(features=made, **shared)
+    encoder = Encoder(features=given, rectified=rectified, **shared)
+    return encoder, Decoder(features=made, **shared)

@@ -39,7 +39,7 @@ from gen_jax.autoencoders.autoencoder import (
 )
 from gen_jax.autoencoders.factor import Judge, judged, shuffled
 from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
-from gen_jax.config import nearest, require
+from gen_jax.config import nearest, require, require_weights
 from gen_jax.method import (
     Latents,
     Method,
@@ -426,10 +426,9 @@ def _check(config) -> None:
         vae.binarize,
         "'none', or 'threshold' or 'stochastic' with pixels.likelihood='bernoulli'",
     )
-    for field in ('noise', 'weighed', *(x for x in ('beta', 'gamma', 'warmup') if x in vae)):
-        require(vae[field] >= 0, f'vae.{field}', vae[field], '0 or more')
+    weights = (x for x in ('beta', 'gamma', 'warmup', 'capacity') if x in vae)
+    require_weights('vae', vae, 'noise', 'weighed', *weights)
     if config.objective == 'capacity':
-        require(vae.capacity >= 0, 'vae.capacity', vae.capacity, '0 nats or more')
         require(vae.capacity_steps >= 1, 'vae.capacity_steps', vae.capacity_steps, '1 or more')
     if config.objective == 'factor':
         for field in ('judge_layers', 'judge_width'):

@@ -35,7 +35,7 @@ from flax import struct
 from gen_jax.autoencoders import vae_gan_networks
 from gen_jax.autoencoders.posterior import drawn, kl_divergence, normal
 from gen_jax.autoencoders.vae import sampling
-from gen_jax.config import require, require_unlabelled
+from gen_jax.config import require_unlabelled, require_weights
 from gen_jax.method import (
     Method,
     Net,
@@ -166,8 +166,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
     require_unlabelled(config)
     modules, tx = Trio(*vae_gan_networks.from_config(config)), optimizer(config.optimizer)
     rules = ml_collections.FrozenConfigDict(config.vae_gan)
-    for field in ('gamma', 'equilibrium', 'margin'):
-        require(rules[field] >= 0, f'vae_gan.{field}', rules[field], '0 or more')
+    require_weights('vae_gan', rules, 'gamma', 'equilibrium', 'margin')
     data, latent_dim = config.data, config.model.latent_dim
 
     def init(key, batch):

@@ -4,10 +4,11 @@
     loss = -log p(x|z) / D + |sg[encoder(x)] - z|^2 + beta |encoder(x) - sg[z]|^2      equation 3
 
 Each term is a mean: over the D numbers of an image, over places and numbers of a code, as in the
-authors' code (sonnet's examples/vqvae_example.py), where log p is the squared error over the data's
-variance: pixels 'gaussian' with sigma^2 half of that. (A learned sigma begins at 1, far above what
-is left of most data, and log p counts for little for thousands of steps.) With `vq.decay` codes
-follow a moving average instead of the second term (appendix A.1).
+authors' code (sonnet's examples/vqvae_example.ipynb), where log p is the squared error over the
+data's variance: pixels 'gaussian' with sigma^2 half of that, by default of a variance of 0.5. (A
+learned sigma, 0, begins at 1, far above what is left of most data, and log p counts for little for
+thousands of steps.) With `vq.decay` codes follow a moving average instead of the second term
+(appendix A.1), which begins with counts of 1; in sonnet it begins at 0, over 1 - decay^t.
 
 In training all codes are as probable, so that the bound is log p(x|z) less log K for each place
 (section 3.2). To draw images, a diffusion model learns where codes lie (`config.latent`), and what
@@ -23,19 +24,22 @@ from flax import struct
 
 from gen_jax.autoencoders import residual
 from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
-from gen_jax.autoencoders.quantizer import Quantized, VectorQuantizer, moved, perplexity
-from gen_jax.config import require, require_unlabelled
+from gen_jax.autoencoders.quantizer import (
+    Quantized,
+    VectorQuantizer,
+    moved,
+    perplexity,
+    require_room,
+)
+from gen_jax.config import require, require_unlabelled, require_weights
 from gen_jax.method import Method, Net, check_batch, descend, optimizer, optimizer_defaults
-
-# Of a distance table between the vectors of a batch and all codes, bytes.
-LARGEST_TABLE = 2**33
 
 
 def defaults() -> dict:
     """This method's part of the config."""
     return {
         'model': residual.defaults(),
-        'pixels': pixels('gaussian', 0.0),
+        'pixels': pixels('gaussian', 0.5),
         'vq': {
             'codes': 512,  # K
             'dim': 64,  # of each
@@ -97,7 +101,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
       UserError: where the config asks for what does not exist or does not fit.
     """
     options = config.vq
-    nets = residual.from_config(config, options.dim, features_of(config))
+    nets = residual.from_config(config, options.dim, features_of(config), rectified=True)
     check(config)
     quantizer = VectorQuantizer(options.codes, options.dim, options.decay > 0)
     return method_of(config, VQVAE(*nets, **p_of(config), quantizer=quantizer))
@@ -176,14 +180,10 @@ def check(config) -> None:
     """Raises UserError where `config.vq`, beside networks that fit, asks for what cannot be."""
     require_unlabelled(config)
     options, side = config.vq, config.data.image_size >> config.model.halvings
-    for field in ('codes', 'dim'):
-        expected = 'a whole number of at least 1'
-        require(options[field] >= 1, f'vq.{field}', options[field], expected)
-    for field in ('commitment', 'restart'):
-        require(options[field] >= 0, f'vq.{field}', options[field], '0 or more')
+    require(options.dim >= 1, 'vq.dim', options.dim, 'a whole number of at least 1')
+    vectors = side**2 * config.batch_size // config.accumulate
+    require_room('vq.codes', options.codes, options.dim, vectors)
+    require_weights('vq', options, 'commitment', 'restart')
     require(0 <= options.decay < 1, 'vq.decay', options.decay, '0 (none) or more, below 1')
     expected = '0 with vq.decay=0: only codes that follow an average are put elsewhere'
     require(options.decay > 0 or not options.restart, 'vq.restart', options.restart, expected)
-    most = LARGEST_TABLE // (4 * side**2 * config.batch_size // config.accumulate)
-    expected = f'at most {most}: the distances of a batch from all codes take 8 GiB then'
-    require(options.codes <= most, 'vq.codes', options.codes, expected)

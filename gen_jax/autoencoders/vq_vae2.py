@@ -137,7 +137,7 @@ def module_of(config: ml_collections.ConfigDict) -> VQVAE2:
       UserError: where numbers do not fit.
     """
     options, size = config.vq, config.data.image_size
-    encoder, decoder = residual.from_config(config, 0, features_of(config))
+    encoder, decoder = residual.from_config(config, 0, features_of(config), rectified=False)
     vq_vae.check(config)
     factor = 2 ** (encoder.halvings + 1)
     expected = f'a multiple of {factor}, as the top is halved model.halvings + 1 times'

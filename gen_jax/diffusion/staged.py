@@ -1,7 +1,8 @@
 """Diffusion of the latents of another method: Rombach et al. 2022, section 3.
 
 What is learned and drawn is factor * latents; a factor that makes their deviation 1 suits the noise
-of any process (appendix G). Latents that are Gaussian are taken at their means.
+of any process (appendix G). Latents that are Gaussian are taken at their means; the authors' code
+(ldm/models/diffusion/ddpm.py of github.com/CompVis/latent-diffusion) draws them.
 """
 
 from typing import Any

@@ -205,6 +205,12 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize('codes', [0, 10**9, 10**12])
+def test_more_codes_than_memory_holds_are_refused(codes):
+    with pytest.raises(UserError, match=r'first_stage\.codes=\d+: expected .*at (least|most)'):
+        house.create(small('vq', **{'first_stage.codes': codes}))
+
+
 @pytest.mark.parametrize('changes', WRONG, ids=str)
 def test_a_wrong_config_is_told_in_one_line(changes):
     with pytest.raises(UserError, match=next(iter(changes)).replace('.', r'\.')) as error:

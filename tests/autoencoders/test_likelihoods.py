@@ -16,6 +16,7 @@ from gen_jax.autoencoders.likelihoods import (
     mass,
     table,
 )
+from gen_jax.errors import UserError
 
 LEVELS = np.linspace(-1, 1, 256)
 ALL = jnp.float32(LEVELS).reshape(256, 1, 1, 1)  # an image of one pixel for each level
@@ -33,6 +34,12 @@ def test_bernoulli_is_scipys_on_binary_images():
     expected = scipy.stats.bernoulli.logpmf(x, expit(logits)).sum(axis=(1, 2, 3))
     ours = LIKELIHOODS['bernoulli'].log_prob(jnp.float32(2 * x - 1), jnp.float32(logits))
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('x', [3.0, -1.5])
+def test_bernoulli_of_no_probability_is_told(x):
+    with pytest.raises(UserError, match=rf'pixels from {x:g} to {x:g}: expected \[-1, 1\]'):
+        LIKELIHOODS['bernoulli'].log_prob(jnp.full((1, 2, 2, 1), x), jnp.zeros((1, 2, 2, 1)))
 
 
 def test_bernoulli_on_grey_levels_is_the_expectation_over_binarisations():
