@@ -44,6 +44,8 @@ PAPERS = {
     'stylegan2_cifar10': HOST,
     'progan_cifar10': HOST,
     'vae_sprites': HOST,
+    'iwae_mnist': FOUR,
+    'vq_vae_cifar10': HOST,
     'improved_ddpm_cifar10': HOST,
     'rectified_flow_cifar10': HOST,
     'edm_cifar10': HOST,

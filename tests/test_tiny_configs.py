@@ -33,6 +33,7 @@ KNOWN = (
     'edm_imagenet64',
     'first_stage_256',
     'improved_ddpm_cifar10',
+    'iwae_mnist',
     'ldm_fashion_mnist',
     'ncsnv2_cifar10',
     'progan_celebahq1024',
@@ -47,6 +48,7 @@ KNOWN = (
     'vdvae_cifar10',
     'vdvae_fashion_mnist',
     'vq_vae2_256',
+    'vq_vae_cifar10',
 )
 
 
