@@ -8,6 +8,9 @@ Number: negative ELBO per image, in nats of cross-entropy with grey levels; the 
 this data set. Ours: see README.
 
 Variants:
+  conditional: both nets are told the class. Not trained yet.
+  mlp: dense layers in place of convolutions, as in the paper, of Burda et al.'s sizes. Not trained
+    yet.
   logistic: pixels are probabilities of 256 levels, by logistics, so that there are bits per
     dimension.
   tiny: on the embedded digits; each mode takes seconds.
@@ -18,7 +21,7 @@ from gen_jax.config import TINY, default, vary
 
 def get_config(variant: str = ''):
     """The config, or one of its variants."""
-    config = default('autoencoders.vae')
+    config = default('autoencoders.vae', network='mlp' if variant == 'mlp' else 'conv')
     config.steps = 5000
     config.batch_size = 128
     config.log_every = 100
@@ -33,9 +36,12 @@ def get_config(variant: str = ''):
         *('fid', 'kid', 'prdc', 'modes'),
     )
     config.eval.n = 10_000
+    judged = tuple(name for name in config.eval.metrics if name != 'probe')
     return vary(
         config,
         variant,
+        conditional={'data.num_classes': 10, 'eval.metrics': (*judged, 'accuracy')},
+        mlp={},
         logistic={'pixels.likelihood': 'logistic'},
         tiny=TINY
         | {

@@ -11,8 +11,8 @@ a perplexity of 326, means of its last 100 batches. Here the error is 'squared_e
 images, over 0.25308. The paper's 4.67 bits per dimension are of other networks (256 channels,
 250,000 steps of 128) and of codes that it does not tell in full; they have no config.
 Ours: not trained here. Networks agree with the notebook's layers in PyTorch, codes with pythae's
-(tests/parity/test_vq_vae.py, test_pythae.py). What differs: how codes begin, and that the notebook's
-average of them begins at 0 and is divided by 1 - 0.99^t.
+(tests/parity/test_vq_vae.py, test_pythae.py). What differs: how codes begin, and that the
+notebook's average of them begins at 0 and is divided by 1 - 0.99^t.
 
 Variants:
   tiny: drawn shapes and nets of a few thousand parameters; each mode takes seconds.
