@@ -1,7 +1,7 @@
 """The configs of GANs have their recipes' numbers.
 
 Expectations are typed from the authors' files: StudioGAN's configs/CIFAR10/{DCGAN,LSGAN,SNGAN,
-SAGAN,WGAN-GP,WGAN-WC,BigGAN,StyleGAN2}.yaml with the defaults of config.py
+ProjGAN,SAGAN,WGAN-GP,WGAN-WC,BigGAN,StyleGAN2}.yaml with the defaults of config.py
 (github.com/POSTECH-CVLab/PyTorch-StudioGAN at 947b35e), config.py of
 github.com/tkarras/progressive_growing_of_gans, train.py of github.com/NVlabs/stylegan,
 scripts/{launch_cifar_ema,
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 # Parameters of both networks; images that the discriminator sees in a step and in all, millions.
 ROWS = {
     ('sngan_cifar10', ''): (4_304_387, 1_055_105, 64, 32.0),
+    ('sngan_cifar10', 'projection'): (4_304_387, 1_057_159, 64, 32.0),
     ('sngan_cifar10', 'acgan'): (4_304_387, 1_055_105, 64, 32.0),
     ('sngan_cifar10', 'sagan'): (4_386_308, 1_075_586, 64, 32.0),
     # StudioGAN's critic has 2,054 more, of batch norm.
@@ -83,6 +84,7 @@ RECIPES = {
     ('dcgan_cifar10', ''): STUDIO | {'objective': 'non_saturating', 'n_critic': 2},
     ('dcgan_cifar10', 'lsgan'): STUDIO | {'objective': 'least_squares', 'n_critic': 2},
     ('sngan_cifar10', ''): STUDIO | {'objective': 'hinge', 'n_critic': 5},
+    ('sngan_cifar10', 'projection'): STUDIO | {'objective': 'hinge', 'n_critic': 5},
     ('sngan_cifar10', 'wgan_gp'): STUDIO
     | {'objective': 'wasserstein', 'n_critic': 5, 'penalty': ('wgan_gp', 10.0, 1, 1.0)},
     ('sngan_cifar10', 'wgan'): STUDIO | {'objective': 'wasserstein', 'n_critic': 5, 'clip': 0.01},
