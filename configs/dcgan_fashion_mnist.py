@@ -25,6 +25,8 @@ def get_config(variant: str = ''):
     config.eval.network = 'fashion_mnist'
     config.eval.metrics = ('fid', 'kid', 'prdc', 'modes', 'diversity')
     config.eval.n = 10_000
+    config.eval.every = 1_000
+    config.eval.every_metrics = ('modes',)
     return vary(
         config,
         variant,
@@ -35,6 +37,8 @@ def get_config(variant: str = ''):
             'data.fit': 'resize',
             'model.width': 4,
             'model.latent_dim': 8,
+            'eval.every': 0,
+            'eval.every_metrics': (),
             'eval.metrics': ('diversity',),
         },
     )

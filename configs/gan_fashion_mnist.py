@@ -45,6 +45,8 @@ def get_config(variant: str = ''):
     config.eval.network = 'fashion_mnist'
     config.eval.metrics = ('fid', 'kid', 'prdc', 'modes', 'diversity')
     config.eval.n = 10_000
+    config.eval.every = 1_000
+    config.eval.every_metrics = ('modes',)
     if variant != 'stylegan2':
         config.model.latent_dim = 64
         config.model.channels = 16
@@ -101,6 +103,8 @@ def get_config(variant: str = ''):
         'model.g_multipliers': (2, 2),
         'model.d_multipliers': (2, 2),
         'model.d_halvings': 1,
+        'eval.every': 0,
+        'eval.every_metrics': (),
         'eval.metrics': ('diversity',),
     }
     return vary(
