@@ -48,11 +48,13 @@ class Found(NamedTuple):
       y: the map that tells of pixels, float32 [b, size, size, width].
       z: all latents, layer by layer, [b, dim].
       kl: of q(z|x) to the prior, for each layer, [b, layers], nats; 0 where z is not of q.
+      excess: log q(z|x) - log p(z) of this z, whose mean `kl` is; likewise.
     """
 
     y: jax.Array
     z: jax.Array
     kl: jax.Array
+    excess: jax.Array
 
 
 def uniform(scale: float = 1.0) -> Callable:
@@ -151,7 +153,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, given, activation=None, fixed: bool = False):
-        """The map after this layer, z, and the divergence of q from the prior.
+        """The map after this layer, z, and how far q is from the prior.
 
         Args:
           x: the map [b, r, r, w].
@@ -160,22 +162,27 @@ class Layer(nn.Module):
           fixed: whether `given` is z itself.
 
         Returns:
-          [b, r, r, w], [b, r, r, latents], [b, r, r, latents] or 0.
+          [b, r, r, w], [b, r, r, latents], and [b, r, r, latents] or 0 twice: the divergence, and
+          log q(z|x) - log p(z).
         """
         d, width = self.latents, x.shape[-1]
         block = partial(Block, self.hidden, dtype=self.dtype)
         prior = block(2 * d + width, nn.initializers.zeros, name='prior')(x)
         mu, log_sigma, step = jnp.split(prior, (d, 2 * d), -1)
-        kl = 0.0
+        kl = excess = 0.0
         if activation is not None:
             both = jnp.concatenate([x, activation], -1)
             posterior = jnp.split(block(2 * d, name='posterior')(both), 2, -1)
             kl = kl_divergence(posterior, (mu, log_sigma))
+            prior_mu, prior_log_sigma = mu, log_sigma
             mu, log_sigma = posterior
         z = given if fixed else mu + jnp.exp(log_sigma) * given
+        if activation is not None:
+            under_prior = (z - prior_mu) * jnp.exp(-prior_log_sigma)
+            excess = 0.5 * (under_prior**2 - given**2) + prior_log_sigma - log_sigma
         x = x + step + nn.Dense(width, kernel_init=self.last, name='project')(z)
         x += block(width, self.last, name='block')(x)
-        return x, z, kl
+        return x, z, kl, excess
 
 
 class TopDown(nn.Module):
@@ -214,7 +221,7 @@ class TopDown(nn.Module):
           activations: the encoder's, by which z is of q(z|x); None: of the prior.
           fixed: whether `given` is z itself.
         """
-        last, maps, zs, kls = uniform(1 / len(self.steps)), {}, [], []
+        last, maps, zs, apart = uniform(1 / len(self.steps)), {}, [], ([], [])
         for i, part in enumerate(self._parts(given)):
             r, other = self.steps[i]
             x = maps[r] if r in maps else self._start(r, len(given))
@@ -223,10 +230,12 @@ class TopDown(nn.Module):
                 x += enlarged(maps[other][..., :width], r // other)
             hidden, activation = int(width * self.bottleneck), activations and activations[r]
             layer = Layer(self.latents, hidden, last, self.dtype, name=f'layer_{i}')
-            maps[r], z, kl = layer(x, part, activation, fixed)
+            maps[r], z, *terms = layer(x, part, activation, fixed)
             zs.append(z.reshape(len(given), -1))
-            kls.append(jnp.broadcast_to(kl, z.shape).sum((1, 2, 3)))
-        return Found(maps[max(maps)], jnp.concatenate(zs, 1), jnp.stack(kls, 1))
+            for found, term in zip(apart, terms, strict=True):
+                found.append(jnp.broadcast_to(term, z.shape).sum((1, 2, 3)))
+        kl, excess = (jnp.stack(found, 1) for found in apart)
+        return Found(maps[max(maps)], jnp.concatenate(zs, 1), kl, excess)
 
     def _parts(self, flat):
         """[b, dim] as each layer's, [b, h, w, c]."""

@@ -20,7 +20,7 @@ from flax import struct
 from gen_jax.autoencoders import top_down
 from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
 from gen_jax.autoencoders.posterior import normal
-from gen_jax.config import require, require_unlabelled
+from gen_jax.config import require, require_unlabelled, require_weights
 from gen_jax.method import (
     Method,
     Net,
@@ -43,6 +43,9 @@ def defaults() -> dict:
             ),
             # Gradient norm before clipping, loss in nats per dimension; 0: only what is not finite
             'skip_above': 400.0,
+        },
+        'vae': {
+            'weighed': 0,  # samples of z for an evaluation's importance-weighted bound; 0: none
         },
         'ema_decay': 0.9999,  # of the weights that sample and evaluate; 0: none kept
         'sample': {'knobs': {'temperature': 1.0}},  # its factor of the deviations of the prior's z
@@ -84,7 +87,8 @@ def create(config: ml_collections.ConfigDict) -> Method:
     `sample_step` takes `temperature` float32 [n], by which all deviations of the prior are
     multiplied; images are draws of p(x|z), as the authors'. `evaluate_step` gives 'elbo',
     'log_likelihood' and 'kl', nats, and 'elbo_bits_per_dim' of pixels that are probabilities of
-    levels. `encode` gives the means of q, each given the means before it, [b, dim], layer by layer;
+    levels; with `vae.weighed` also 'iw_bound' and its bits, as `autoencoders.vae`, a sample at a
+    time. `encode` gives the means of q, each given the means before it, [b, dim], layer by layer;
     `decode` the mean images. All of these use the averaged parameters where there are any. Metrics
     of training have the share `skipped` of steps; what is not finite counts as 0 in the others.
 
@@ -133,10 +137,14 @@ def create(config: ml_collections.ConfigDict) -> Method:
 
     def evaluate_step(keys, state, batch):
         check_batch(batch, data.image_size, data.channels)
-        terms = terms_of(state.net.variables(ema=True), keys, batch['image'])
+        x, variables = batch['image'], state.net.variables(ema=True)
+        terms = terms_of(variables, keys, x)
+        if config.vae.weighed:
+            terms['iw_bound'] = weighed(module, variables, keys, x, config.vae.weighed)
         if likelihood.bits:
-            bits = -1 / (math.log(2) * batch['image'][0].size)
-            terms['elbo_bits_per_dim'] = bits * terms['elbo']
+            bits = -1 / (math.log(2) * x[0].size)
+            names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
+            terms |= {new: bits * terms[old] for old, new in names.items() if old in terms}
         return terms
 
     def encode(state, batch):
@@ -149,6 +157,28 @@ def create(config: ml_collections.ConfigDict) -> Method:
         return likelihood.mean(generated(state, latents, fixed=True))
 
     return Method(init, train_step, sample_step, evaluate_step, encode, decode, advise=advise)
+
+
+def weighed(module: VDVAE, variables: dict, keys: jax.Array, x: jax.Array, k: int) -> jax.Array:
+    """The importance-weighted bound of log p(x) by k samples (Burda et al. 2016, equation 8).
+
+    Args:
+      module, variables: of the model.
+      keys: [b]; sample j of image i is drawn from (keys[i], j).
+      x: images [b, h, w, c].
+      k: at least 1.
+
+    Returns:
+      [b], nats.
+    """
+
+    def log_weight(j):
+        noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, j), module.layers.dim)
+        log_likelihood, found = module.apply(variables, x, noise)
+        return log_likelihood - found.excess.sum(1)
+
+    log_weights = jax.lax.map(log_weight, jnp.arange(k))  # [k, b]
+    return jax.nn.logsumexp(log_weights, 0) - math.log(k)
 
 
 def careful(before: Net, after: Net, metrics: dict, limit: float) -> tuple[Net, dict]:
@@ -187,5 +217,6 @@ def module_of(config) -> VDVAE:
     skip, temperature = config.optimizer.skip_above, config.sample.knobs.temperature
     require(skip >= 0, 'optimizer.skip_above', skip, '0 (no norm is too large) or more')
     require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')
+    require_weights('vae', config.vae, 'weighed')
     encoder, head, layers = top_down.from_config(config, features_of(config))
     return VDVAE(encoder, head, **p_of(config), layers=layers)

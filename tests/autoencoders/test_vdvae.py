@@ -112,9 +112,9 @@ def test_a_fresh_layer_leaves_the_map_to_z():
     layer = Layer(2, 3, uniform())
     x, z = (jax.random.normal(jax.random.key(i), (1, 2, 2, c)) for i, c in enumerate((4, 2)))
     variables = layer.init(jax.random.key(2), x, z)
-    _, drawn, kl = layer.apply(variables, x, z)
+    _, drawn, *apart = layer.apply(variables, x, z)
     np.testing.assert_array_equal(drawn, z)
-    assert kl == 0
+    assert apart == [0, 0]
 
 
 # --- notation ------------------------------------------------------------------------------------
@@ -179,9 +179,10 @@ def test_evaluation_is_per_example():
 
 
 @pytest.mark.slow
-def test_the_bound_is_below_the_evidence_by_importance_sampling():
+def test_bounds_rise_to_the_evidence_by_importance_sampling():
     """p(x) is the mean of p(x|z) over the prior's z, here of one image with few latents."""
-    config = small(**{'data.image_size': 1, 'model.encoder': '1', 'model.decoder': '1,1'})
+    sizes = {'data.image_size': 1, 'model.encoder': '1', 'model.decoder': '1,1'}
+    config = small(**sizes, **{'vae.weighed': 1})
     config.model.update({'widths': '', 'latents': 1})
     method, module = vdvae.create(config), vdvae.module_of(config)
     one = batch_of(1, 1)
@@ -190,7 +191,8 @@ def test_the_bound_is_below_the_evidence_by_importance_sampling():
     n, variables = 20_000, state.net.variables()
     many = {'image': jnp.broadcast_to(one['image'], (n, 1, 1, 1))}
     keys = jax.random.split(jax.random.key(7), n)
-    elbo = jax.jit(method.evaluate_step)(keys, state, many)['elbo']
+    terms = jax.jit(method.evaluate_step)(keys, state, many)
+    elbo, single = terms['elbo'], terms['iw_bound']
 
     @jax.jit
     def of_prior(noise):
@@ -201,6 +203,20 @@ def test_the_bound_is_below_the_evidence_by_importance_sampling():
     evidence = jax.nn.logsumexp(prior) - math.log(n)
     error = np.exp(prior - evidence).std() / np.sqrt(n) + elbo.std() / np.sqrt(n)
     assert elbo.mean() < evidence + 3 * error
+    # One weighed sample has the ELBO's mean; many, in groups, draw near the evidence.
+    assert abs(single.mean() - elbo.mean()) < 4 * (single.std() + elbo.std()) / np.sqrt(n)
+    np.testing.assert_allclose(
+        terms['iw_bits_per_dim'], -single / math.log(2), rtol=1e-5, atol=1e-6
+    )
+    means = [
+        (jax.nn.logsumexp(single.reshape(-1, k), 1) - math.log(k)).mean() for k in (1, 10, 1000)
+    ]
+    assert means[0] < means[1] < means[2]
+    assert abs(means[2] - evidence) < 0.02
+    config.vae.weighed = 1000
+    several = jax.jit(vdvae.create(config).evaluate_step)
+    bounds = several(keys[:20], state, {'image': many['image'][:20]})['iw_bound']
+    assert abs(bounds.mean() - evidence) < 0.02
 
 
 @pytest.mark.slow
