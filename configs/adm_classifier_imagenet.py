@@ -13,7 +13,7 @@ paper's table 12. The one at 128x128 that guides what is then enlarged to 512x51
     at_256   54,096,360   500,000    256
     at_512   54,448,360   500,000    256
 
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 30 hours at best (240 chip-hours); 13.25 GiB a chip (docs/plan.md).
 Number: the paper gives no accuracy of theirs; `--mode=evaluate` finds the `accuracy` and the
 `cross_entropy` (nats) of the validation images, noised to times drawn evenly. Chance: 0.1%, 6.9.
 

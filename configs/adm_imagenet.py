@@ -14,7 +14,8 @@ FID of 50,000 samples by ancestral sampling of 250 of the 1000 steps:
     at_256_unconditional  552,814,086  1,980,000    256  26.21; guided 12.00
     at_512                558,997,638  1,940,000    256  23.24; guided 7.72
 
-Plan: docs/plan.md, of 64x64.
+Plan: on 32 chips of v5e, 74 hours at best (2,400 chip-hours); 14.57 GiB a chip (docs/plan.md), of
+64x64.
 
 The guided numbers are by a run of configs/adm_classifier_imagenet.py of the same size: add to
 --mode=evaluate --config.guide.workdir=runs/adm_classifier_imagenet_at_256 and the authors' scale,

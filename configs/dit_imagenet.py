@@ -8,7 +8,7 @@ above (stabilityai/sd-vae-ft-ema, by whose decoder the paper's numbers are), or 
 runs/first_stage_256, a run of configs/first_stage_256.py.
 Cost: 7,000,000 steps of 256 images; 5.7 steps a second on a TPU v3-256 in the paper, which makes 14
 days.
-Plan: docs/plan.md.
+Plan: on 32 chips of v5e, 240 hours at best (7,800 chip-hours); 14.50 GiB a chip (docs/plan.md).
 Network: 675,129,632 parameters, the authors' table of 294,912 fixed positions among them, which are
 computed here.
 Hyperparameters are those of the paper's section 4 and of train.py and diffusion/ of the authors

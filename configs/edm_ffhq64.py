@@ -4,7 +4,7 @@ r"""EDM on FFHQ at 64x64, unconditional (Karras et al. 2022, configuration F), a
         --config.data.source=folder:/data/ffhq64
 
 Cost: 781,250 steps of 256 images, 200 million in all; about 4 days on 8 V100 in the paper.
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 25 hours at best (200 chip-hours); 5.98 GiB a chip (docs/plan.md).
 Hyperparameters as the authors' README lists them (github.com/NVlabs/edm); all else is that of
 configs/edm_cifar10.py. FID of 50,000 samples in 79 calls of the network, the least of three (the
 paper's table 2):

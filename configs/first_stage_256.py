@@ -11,7 +11,7 @@ models/first_stage_models has them: 8 images a step, vq_f8 10, the discriminator
 with weight 0.75 and 0.6.
 Cost: 246,803 steps; kl_f4 176,991, vq_f4 533,066, vq_f8 971,043. These are the released models',
 each of whose devices saw 4, 10, 8 and 10 images a step; how many devices there were is not told.
-Plan: docs/plan.md.
+Plan: on 4 chips of v5e, 48 hours at best (190 chip-hours); 13.97 GiB a chip (docs/plan.md).
 Networks: 83,653,863 parameters, vq_f4 55,322,782, and a discriminator of 2,765,633, vq_f8's of
 663,361.
 Paper: FID of what comes back, on ImageNet's validation split, 0.90 (PSNR 24.19); kl_f4 0.27, vq_f4

@@ -22,7 +22,7 @@ uniformly dequantized and repeated 5 times, for the last one (the paper's tables
 The counts of NCSN++ cont. have its 128 random frequencies in them, which are not trained.
 Cost: batches are of 128 images; on four V100 a step of NCSN++ takes 0.20 s in the authors' README,
 which makes 72 hours.
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 6.4 hours at best (51 chip-hours); 1.85 GiB a chip (docs/plan.md).
 
 Differences: --mode=evaluate goes through the test set once. Where time is continuous, VP and sub-VP
 take Euler-Maruyama steps there, through the times that our ancestral steps visit. VE is written for
