@@ -15,6 +15,7 @@ Ours does one thing more: it runs the averaged generator of BigGAN once, for its
 Needs the extra `parity`. Writes a json and a table beside it.
 """
 
+import contextlib
 import copy
 import statistics
 import sys
@@ -26,6 +27,7 @@ import jax
 import numpy as np
 import scripts
 from absl import flags
+from packaging import version
 from peers import interleaved, ratios
 
 from gen_jax.config import create
@@ -152,6 +154,11 @@ class Theirs:
 def studiogan(config) -> tuple:
     """StudioGAN's BigGAN for CIFAR-10, and the hinge losses."""
     import torch
+
+    # Theirs imports what draws and logs; the networks use a context of it that does nothing.
+    helpers = types.ModuleType('utils.misc')
+    helpers.dummy_context_mgr = contextlib.nullcontext
+    sys.modules['utils.misc'] = helpers
     from models import big_resnet
     from utils import ops
 
@@ -193,6 +200,11 @@ def stylegan(config) -> tuple:
     """The authors' StyleGAN2 for CIFAR-10, and the non-saturating losses."""
     import torch
     from torch.nn.functional import one_hot, softplus
+
+    # Theirs asks a module that newer setuptools lack for an older torch's ways.
+    resources = types.ModuleType('pkg_resources')
+    resources.parse_version = version.parse
+    sys.modules['pkg_resources'] = resources
     from training import networks_stylegan2 as networks
 
     options = config.model
