@@ -43,7 +43,7 @@ CASES = [
     (PLAIN, {}),
     (PLAIN, {'autoencoder.noise': 0.3, 'autoencoder.masked': 0.25, 'data.num_classes': 3}),
     (VQ, {}),
-    (VQ, {'vq.decay': 0.0, 'pixels.likelihood': 'logistic'}),
+    (VQ, {'vq.decay': 0.0, 'pixels.likelihood': 'logistic', 'pixels.sigma': 0.0}),
     (VQ, {'vq.restart': 0.1, 'accumulate': 2}),
 ]
 
