@@ -48,7 +48,7 @@ def test_a_classifier_is_shipped_with_the_accuracy_of_its_run(main, tmp_path):
 
 @pytest.mark.slow
 def test_a_start_is_measured_cold_and_warm():
-    out = study('start.py', f'--config={ROOT}/configs/vae_fashion_mnist.py:tiny')
+    out = study('start.py', DIGITS)
     found = [float(x) for x in re.findall(r'(?:cold|warm) ([\d.]+) s', out)]
     (cold, warm), (cold_done, warm_done) = found[:2], found[2:]
     # As printed, with one digit after the point.
