@@ -142,6 +142,7 @@ WRONG = [
     (PLAIN, {'ema_decay': 1.0}),
     (VQ, {'vq.codes': 0}),
     (VQ, {'vq.codes': 10**9}),
+    (VQ, {'vq.codes': 10**5, 'vq.dim': 10**5}),  # more than the table of distances takes
     (VQ, {'vq.dim': 0}),
     (VQ, {'vq.commitment': -1.0}),
     (VQ, {'vq.decay': 1.0}),
