@@ -26,7 +26,6 @@ KNOWN = (
     'dcgan_cifar10',
     'dcgan_folder64',
     'ddpm_cifar10',
-    'ddpm_digits',
     'ddpm_fashion_mnist',
     'edm_cifar10',
     'edm_ffhq64',

@@ -115,6 +115,15 @@ class Autoencoder(nn.Module):
         return self.given_z.mean(self.numbers(z, told))
 
 
+def with_bits(module: Autoencoder, terms: dict, x: jax.Array) -> dict:
+    """`terms`, nats, and their bounds in bits per dimension where p(x|z) is of images of 8 bits."""
+    if not module.given_z.bits:
+        return terms
+    names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
+    bits = -1 / (math.log(2) * x[0].size)
+    return terms | {new: bits * terms[old] for old, new in names.items() if old in terms}
+
+
 def features_of(config) -> int:
     """Numbers that the decoder gives for a pixel, where `config.pixels` fits the images.
 

@@ -4,6 +4,7 @@ All in nats. Densities are of float32 z; `log_var` is log sigma^2.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,18 @@ def kl_divergence(mu: jax.Array, log_var: jax.Array) -> jax.Array:
 def log_normal(z: jax.Array, mu: jax.Array, log_var: jax.Array) -> jax.Array:
     """Log N(z; mu, exp(log_var)) of each number; the three broadcast."""
     return -0.5 * (LOG_2PI + log_var + (z - mu) ** 2 * jnp.exp(-log_var))
+
+
+def weighed_bound(log_weight: Callable, k: int, at_once: int | None = None) -> jax.Array:
+    """The importance-weighted bound of log p(x) by k samples (Burda et al. 2016, equation 8), [b].
+
+    Args:
+      log_weight: j -> log p(x, z) - log q(z|x) [b], of sample j.
+      k: at least 1.
+      at_once: samples that are weighed together; None: one after the other.
+    """
+    log_weights = jax.lax.map(log_weight, jnp.arange(k), batch_size=at_once)  # [k, b]
+    return jax.nn.logsumexp(log_weights, 0) - math.log(k)
 
 
 def decomposition(

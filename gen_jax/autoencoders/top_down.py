@@ -169,17 +169,15 @@ class Layer(nn.Module):
         block = partial(Block, self.hidden, dtype=self.dtype)
         prior = block(2 * d + width, nn.initializers.zeros, name='prior')(x)
         mu, log_sigma, step = jnp.split(prior, (d, 2 * d), -1)
-        kl = excess = 0.0
+        q = mu, log_sigma
         if activation is not None:
             both = jnp.concatenate([x, activation], -1)
-            posterior = jnp.split(block(2 * d, name='posterior')(both), 2, -1)
-            kl = kl_divergence(posterior, (mu, log_sigma))
-            prior_mu, prior_log_sigma = mu, log_sigma
-            mu, log_sigma = posterior
-        z = given if fixed else mu + jnp.exp(log_sigma) * given
+            q = jnp.split(block(2 * d, name='posterior')(both), 2, -1)
+        z = given if fixed else q[0] + jnp.exp(q[1]) * given
+        kl = excess = 0.0
         if activation is not None:
-            under_prior = (z - prior_mu) * jnp.exp(-prior_log_sigma)
-            excess = 0.5 * (under_prior**2 - given**2) + prior_log_sigma - log_sigma
+            kl, under_prior = kl_divergence(q, (mu, log_sigma)), (z - mu) * jnp.exp(-log_sigma)
+            excess = 0.5 * (under_prior**2 - given**2) + log_sigma - q[1]
         x = x + step + nn.Dense(width, kernel_init=self.last, name='project')(z)
         x += block(width, self.last, name='block')(x)
         return x, z, kl, excess

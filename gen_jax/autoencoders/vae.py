@@ -19,7 +19,6 @@ told the label: the conditional VAE (Sohn et al. 2015). `vae.noise` is added to 
 sees in training (Im et al. 2017).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,9 +35,17 @@ from gen_jax.autoencoders.autoencoder import (
     p_of,
     pixels,
     told_of,
+    with_bits,
 )
 from gen_jax.autoencoders.factor import Judge, judged, shuffled
-from gen_jax.autoencoders.posterior import decomposition, drawn, kl_divergence, log_normal, normal
+from gen_jax.autoencoders.posterior import (
+    decomposition,
+    drawn,
+    kl_divergence,
+    log_normal,
+    normal,
+    weighed_bound,
+)
 from gen_jax.config import nearest, require, require_weights
 from gen_jax.method import (
     Latents,
@@ -207,8 +214,7 @@ def weighed(
         log_likelihood = module.apply(variables, x, z, told, method='log_likelihood')
         return log_likelihood + (log_prior - log_q).sum(-1)
 
-    log_weights = jax.lax.map(log_weight, jnp.arange(k), batch_size=min(k, CHUNK))  # [k, b]
-    return jax.nn.logsumexp(log_weights, 0) - math.log(k)
+    return weighed_bound(log_weight, k, min(k, CHUNK))
 
 
 def _posterior(question, module, variables, noise):
@@ -304,11 +310,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         terms = bounded(question, module, variables)[0]
         if options.weighed:
             terms['iw_bound'] = weighed(question, module, variables, options.weighed)
-        if module.given_z.bits:
-            bits = -1 / (math.log(2) * math.prod(batch['image'].shape[1:]))
-            names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
-            terms |= {new: bits * terms[old] for old, new in names.items() if old in terms}
-        return terms
+        return with_bits(module, terms, batch['image'])
 
     def encode(state, batch):
         check_batch(batch, data.image_size, data.channels)

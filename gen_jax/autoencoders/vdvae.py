@@ -18,8 +18,8 @@ import ml_collections
 from flax import struct
 
 from gen_jax.autoencoders import top_down
-from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
-from gen_jax.autoencoders.posterior import normal
+from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels, with_bits
+from gen_jax.autoencoders.posterior import normal, weighed_bound
 from gen_jax.config import require, require_unlabelled, require_weights
 from gen_jax.method import (
     Method,
@@ -141,11 +141,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         terms = terms_of(variables, keys, x)
         if config.vae.weighed:
             terms['iw_bound'] = weighed(module, variables, keys, x, config.vae.weighed)
-        if likelihood.bits:
-            bits = -1 / (math.log(2) * x[0].size)
-            names = {'elbo': 'elbo_bits_per_dim', 'iw_bound': 'iw_bits_per_dim'}
-            terms |= {new: bits * terms[old] for old, new in names.items() if old in terms}
-        return terms
+        return with_bits(module, terms, x)
 
     def encode(state, batch):
         check_batch(batch, data.image_size, data.channels)
@@ -177,8 +173,7 @@ def weighed(module: VDVAE, variables: dict, keys: jax.Array, x: jax.Array, k: in
         log_likelihood, found = module.apply(variables, x, noise)
         return log_likelihood - found.excess.sum(1)
 
-    log_weights = jax.lax.map(log_weight, jnp.arange(k))  # [k, b]
-    return jax.nn.logsumexp(log_weights, 0) - math.log(k)
+    return weighed_bound(log_weight, k)
 
 
 def careful(before: Net, after: Net, metrics: dict, limit: float) -> tuple[Net, dict]:

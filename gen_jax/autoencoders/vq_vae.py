@@ -23,7 +23,7 @@ import ml_collections
 from flax import struct
 
 from gen_jax.autoencoders import residual
-from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels
+from gen_jax.autoencoders.autoencoder import Autoencoder, features_of, p_of, pixels, with_bits
 from gen_jax.autoencoders.quantizer import (
     Quantized,
     VectorQuantizer,
@@ -163,15 +163,13 @@ def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:
         log_likelihood = module.apply(variables, x, z, method='log_likelihood')
         places = sum(level.indices[0].size for level in found)
         elbo = log_likelihood - places * math.log(options.codes)
-        bits = {}
-        if module.given_z.bits:
-            bits['elbo_bits_per_dim'] = -elbo / (math.log(2) * x[0].size)
-        return bits | {
+        terms = {
             'elbo': elbo,
             'log_likelihood': log_likelihood,
             'squared_error': jnp.square(decode(state, z, {}) - x).mean((1, 2, 3)),
             'commitment': sum(level.commitment for level in found),
         }
+        return with_bits(module, terms, x)
 
     return Method(init, train_step, evaluate_step=evaluate_step, encode=encode, decode=decode)
 
