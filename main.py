@@ -74,7 +74,10 @@ def run(argv: list[str]) -> int | None:
     folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()
     options = {own: FLAGS[own].value} if own else {}
     mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
-    gc.freeze()  # What imports made stays: looking through it takes an eighth of tracing's time.
+    # What imports made stays: looking through it takes an eighth of tracing's time. So does looking
+    # as often as Python does through what tracing makes, nearly all of which is in use.
+    gc.freeze()
+    gc.set_threshold(10_000)
     try:
         return mode.run(config, folder, **options)
     except (RuntimeError, ValueError, MemoryError) as error:

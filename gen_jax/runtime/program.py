@@ -48,11 +48,13 @@ class Program:
         self.batch_spec = pipeline.batch_spec(config)
         self._everywhere = sharding.replicated(self.mesh)
 
+        @jax.jit  # its shapes are found by the trace that is compiled: one, not two
         def init():
             batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.batch_spec)
             return method.init(random.stream(config.seed, 'init'), batch)
 
-        shapes = jax.eval_shape(init)
+        with self._known():
+            shapes = jax.eval_shape(init)
         sharding.check_rules(config.mesh.rules, shapes)
         placed = sharding.state_shardings(self.mesh, shapes, config.mesh.rules)
         self.state_shape = sharding.laid_out(shapes, placed)
@@ -121,12 +123,16 @@ class Program:
         gc.collect()
         return state
 
+    def _known(self):
+        """In it, what is traced knows the mesh."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
     def _jit(self, function, once: bool = False, **options):
         """`jax.jit` of what is traced knowing the mesh, as `gen_jax.nn.conv` wants to."""
 
         @functools.wraps(function)
         def on_mesh(*args):
-            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            with self._known():
                 return function(*args)
 
         return jax.jit(on_mesh, compiler_options=compiler_options(self.mesh, once), **options)
