@@ -3,9 +3,9 @@
     python main.py --config=configs/gan_fashion_mnist.py:r1 --workdir=runs/gan_fashion_mnist_r1
 
 Without a variant the non-saturating game of Goodfellow et al. 2014 alone. All play between the
-residual networks of SNGAN (Miyato et al. 2018), of 64 channels at most, but for the last two;
-discriminators have no batch norm, and learn four times as fast as generators but where a variant
-says otherwise (two time scales: Heusel et al. 2017; Zhang et al. 2019). DCGAN is in
+residual networks of SNGAN (Miyato et al. 2018), of 64 channels at most, but for the last four;
+their discriminators have no batch norm, and learn four times as fast as generators but where a
+variant says otherwise (two time scales: Heusel et al. 2017; Zhang et al. 2019). DCGAN is in
 configs/dcgan_fashion_mnist.py.
 Cost: 11 to 29 minutes on 2 CPU cores that have no other work.
 Number: no paper has one for this data set and network. Ours: see README.
@@ -21,12 +21,16 @@ Variants:
     and 2 steps of the discriminator.
   stylegan2: StyleGAN2 (Karras et al. 2020), with labels and lazy R1, of the rates of
     configs/stylegan2_cifar10.
+  mlp: dense networks as of Goodfellow et al. 2014, at 28x28. z is normal, the paper's is uniform;
+    Adam at DCGAN's rate, the paper descends with momentum. Not trained by us.
+  cgan: the dense networks of Mirza and Osindero 2014 (section 4.1), told labels; otherwise as mlp,
+    and without the paper's dropout in the generator. Not trained by us.
   tiny: on the embedded digits; each mode takes seconds.
 """
 
 from gen_jax.config import TINY, default, vary
 
-NETWORK = {'biggan': 'biggan', 'stylegan2': 'stylegan2'}
+NETWORK = {'biggan': 'biggan', 'stylegan2': 'stylegan2', 'mlp': 'mlp', 'cgan': 'mlp'}
 
 
 def get_config(variant: str = ''):
@@ -47,7 +51,12 @@ def get_config(variant: str = ''):
     config.eval.n = 10_000
     config.eval.every = 1_000
     config.eval.every_metrics = ('modes',)
-    if variant != 'stylegan2':
+    if variant in ('mlp', 'cgan'):
+        config.steps = 60_000
+        config.batch_size = 100
+        config.data.image_size = 28
+        config.gan.d_rate_ratio = 1.0
+    elif variant != 'stylegan2':
         config.model.latent_dim = 64
         config.model.channels = 16
         config.model.g_multipliers = (4, 4, 2, 1)
@@ -94,6 +103,12 @@ def get_config(variant: str = ''):
         'optimizer.b1': 0.0,
         'optimizer.b2': 0.99,
     }
+    cgan = labelled | {
+        'model.condition': 'concat',
+        'model.label_widths': (1000, 50),
+        'model.g_widths': (200, 1200),
+        'model.pieces': (5, 4),
+    }
     tiny = TINY | {
         'data.source': 'digits',
         'data.image_size': 16,
@@ -116,5 +131,7 @@ def get_config(variant: str = ''):
         projection=hinge | labelled | {'model.condition': 'projection'},
         biggan=biggan,
         stylegan2=stylegan2,
+        mlp={},
+        cgan=cgan,
         tiny=tiny,
     )

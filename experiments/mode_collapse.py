@@ -168,7 +168,7 @@ def configured(changes: dict, steps: int):
             'model.latent_dim': 2,
             'model.g_widths': (64, 64),
             'model.d_widths': (64, 64),
-            'model.pieces': 1,
+            'model.pieces': (1, 1),
             'model.dropout': 0.0,
             'model.output': 'linear',
             'gan.instance_noise_steps': steps // 2,

@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from gen_jax.config import nearest
 from gen_jax.errors import UserError, in_one_line, is_users
 from gen_jax.runtime import config_file, workdir
-from gen_jax.runtime.compilation import keep_compiled, return_memory, spare_threads
+from gen_jax.runtime.compilation import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
@@ -32,9 +32,7 @@ def start(define: Callable[[], None], main: Callable[[], None]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     try:
         _read_flags(define)
-        keep_compiled()
-        return_memory()
-        spare_threads()
+        prepare()
         main()
     except (UserError, OSError) as error:
         if not is_users(error):

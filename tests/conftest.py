@@ -1,13 +1,17 @@
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from peers import import_torchvision
+
+from gen_jax.runtime.process import collect_rarely
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,10 +38,26 @@ MANY_OBJECTS = 400_000  # that Python's garbage collector visits
 LONGEST = ('test_tiny_configs', 'test_stops', 'test_experiments', 'test_layouts', 'test_latent')
 
 
+# The folder of what all processes of these tests compile: many compile the same programs.
+COMPILED = 'GEN_JAX_TESTS_COMPILED'
+
+
 def pytest_configure(config):
     """With pytest-xdist files are taken in the order that they are collected in."""
     if hasattr(config.option, 'loadscopereorder'):
         config.option.loadscopereorder = False
+    import jax  # which asks for the folder once, when it first compiles: as tests are collected
+
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        os.environ[COMPILED] = tempfile.mkdtemp()
+    jax.config.update('jax_compilation_cache_dir', os.environ[COMPILED])
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def pytest_unconfigure():
+    """Removes what the processes compiled."""
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -47,9 +67,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Leaves what was imported out of every garbage collection from here on."""
+    """Has garbage looked for as rarely as main.py has it, and not in what was imported."""
     gc.collect()
-    gc.freeze()
+    collect_rarely()
 
 
 def pytest_sessionfinish(session):
@@ -86,20 +106,9 @@ def let_go(request):
 
 
 @pytest.fixture(scope='session')
-def xla_cache(tmp_path_factory):
+def xla_cache():
     """Where programs that several processes compile are kept for this session."""
-    return tmp_path_factory.mktemp('xla')
-
-
-@pytest.fixture(scope='module')
-def compiled_once(tmp_path_factory):
-    """Keeps what this process compiles, for files whose tests compile the same steps."""
-    import jax
-
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-    yield
-    jax.config.update('jax_compilation_cache_dir', None)
+    return Path(os.environ[COMPILED])
 
 
 @pytest.fixture

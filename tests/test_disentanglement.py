@@ -20,8 +20,6 @@ from gen_jax.data import sprites
 from gen_jax.data.pipeline import to_float
 from gen_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 STEPS = 3
 FEW = (3, 2, 2, 2, 2)
 EVERY = sprites.factors(np.arange(math.prod(SIZES)), SIZES)

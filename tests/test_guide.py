@@ -18,8 +18,6 @@ from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.config_file import ConfigFile
 from gen_jax.runtime.program import Program
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 CONFIGS = Path(__file__).parents[1] / 'configs'
 NOISE = {'diffusion.timesteps': 10, 'diffusion.beta_max': 0.5}
 NET = {

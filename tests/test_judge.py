@@ -19,8 +19,6 @@ from gen_jax.metrics.features.extract import open_extractor
 from gen_jax.metrics.fid import Moments, fid
 from gen_jax.runtime.program import Program
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 def small(**changes):
     """An autoencoder of a few thousand parameters on the digits, judged by their classifier."""

@@ -30,7 +30,7 @@ from gen_jax.runtime.program import Program
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures('compiled_once', 'small_network'),
+    pytest.mark.usefixtures('small_network'),
 ]
 
 SHARED = {

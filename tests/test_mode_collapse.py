@@ -18,8 +18,6 @@ from gen_jax.config import create
 from gen_jax.errors import UserError
 from gen_jax.gans.mlp import Discriminator
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 STEPS = 3
 RING, GRID = MIXTURES['ring'], MIXTURES['grid']
 MIXED = [pytest.param(mixture, id=name) for name, mixture in MIXTURES.items()]
@@ -33,7 +31,7 @@ def small(monkeypatch):
 
 
 def config(name='non_saturating', **changes):
-    narrow = {'model.g_widths': (8,), 'model.d_widths': (8,)}
+    narrow = {'model.g_widths': (8,), 'model.d_widths': (8,), 'model.pieces': (1,)}
     return configured({**SETTINGS[name], **narrow, **changes}, STEPS)
 
 
@@ -128,8 +126,8 @@ def test_every_setting_takes_a_step(name):
 
 def test_packs_are_judged_as_one():
     x = jax.random.normal(jax.random.key(0), (6, 1, 1, 2))
-    options = dict.fromkeys(('dropout', 'num_classes', 'minibatch_kernels'), 0)
-    net = functools.partial(Discriminator, (8,), 2, spectral=False, **options)
+    options = dict.fromkeys(('dropout', 'num_classes', 'label_width', 'minibatch_kernels'), 0)
+    net = functools.partial(Discriminator, (8,), (2,), spectral=False, **options)
     packed, plain = net(packing=3), net(packing=1)
     variables = packed.init(jax.random.key(1), x, train=False)
     logits = packed.apply(variables, x, train=False)

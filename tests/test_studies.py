@@ -28,8 +28,6 @@ from gen_jax.metrics.prdc import prdc
 from gen_jax.runtime.checkpoint import Checkpoints
 from gen_jax.runtime.program import Program
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 ROOT = Path(__file__).parents[1]
 N = 20
 

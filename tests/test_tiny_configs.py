@@ -41,6 +41,7 @@ KNOWN = (
     'score_sde_cifar10',
     'sngan_cifar10',
     'sngan_imagenet128',
+    'stylegan2_cifar10',
     'stylegan2_ffhq1024',
     'stylegan_ffhq1024',
     'vae_sprites',

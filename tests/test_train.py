@@ -20,9 +20,6 @@ from gen_jax.method import Method
 from gen_jax.runtime import writer
 from gen_jax.runtime.program import Program
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
-
 FEW = {
     'steps': 6,
     'batch_size': 8,

@@ -25,6 +25,13 @@ LEAST_SECONDS = 0.5
 COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
+def prepare() -> None:
+    """What a command does once, before anything is compiled."""
+    keep_compiled()
+    return_memory()
+    spare_threads()
+
+
 def keep_compiled() -> None:
     """Has JAX keep compiled programs in a folder, for later processes on like machines.
 

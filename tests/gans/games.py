@@ -13,7 +13,7 @@ MLP = {
     'model.latent_dim': 3,
     'model.g_widths': (6,),
     'model.d_widths': (5,),
-    'model.pieces': 1,
+    'model.pieces': (1,),
     'model.dropout': 0.0,
     'batch_size': 8,
 }

@@ -264,7 +264,7 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('traced_once', 'compiled_once')
+@pytest.mark.usefixtures('traced_once')
 @pytest.mark.parametrize('kind', KINDS)
 def test_resumed_equals_uninterrupted(tmp_path, capsys, kind):
     network, changes = KINDS[kind]

@@ -109,7 +109,7 @@ def theirs(folder, weights, dims):
         ((32, 32), 'RGB', 2048),
         ((32, 32), 'RGB', 192),
         ((28, 28), 'L', 768),
-        ((420, 310), 'RGB', 768),
+        ((420, 310), 'RGB', 192),
     ],
     ids=['cifar-2048', 'cifar-192', 'grey', 'large'],
 )

@@ -15,7 +15,7 @@ from gen_jax.method import Method
 from gen_jax.runtime import sharding
 from gen_jax.runtime.program import Program
 
-pytestmark = pytest.mark.usefixtures('compiled_once', 'small_network')
+pytestmark = pytest.mark.usefixtures('small_network')
 
 SMALL = {
     'diffusion.gaussian': {'sample.knobs.steps': 2},
