@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gen_jax.errors import UserError, in_one_line, is_users, out_of_memory
-from gen_jax.runtime import command_line, workdir
+from gen_jax.runtime import command_line, config_file, workdir
 from gen_jax.runtime.compilation import prepare
 from gen_jax.runtime.process import collect_rarely, log_plainly
 from gen_jax.runtime.sharding import join_processes
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int | None:
     try:
         command_line.define(str(Path(__file__).resolve().parent / 'configs/ddpm_digits.py'))
         if {'-h', '--help'} & set(argv):
-            print(__doc__ + FLAGS.module_help(command_line))
+            print(__doc__, *map(FLAGS.module_help, (config_file, command_line)), sep='\n')
             return None
         options = command_line.read(argv)
         config = FLAGS.config

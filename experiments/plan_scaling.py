@@ -70,16 +70,17 @@ STAGES = {'dit_imagenet': 'first_stage_256'}
 
 
 def define_flags() -> None:
-    """The config of all but the last study, which studies, and where they go."""
-    scripts.define_config('ddpm_cifar10')
+    """Which studies, and where they go."""
     flags.DEFINE_list('studies', [*STUDIES], 'Which to run.')
     known = f'known are {", ".join(STUDIES)}'
     flags.register_validator('studies', lambda names: {*names} <= STUDIES.keys(), known)
     flags.DEFINE_string('out', str(scripts.ROOT / 'docs/plan.md'), 'Whose tables to replace.')
 
 
-def train_step(config, name: str) -> dict:
-    """`train_step` of plan.json for one topology."""
+def train_step(name: str, **changes) -> dict:
+    """`train_step` of plan.json of ddpm_cifar10 with changes, for one topology."""
+    changes = {field.replace('__', '.'): value for field, value in changes.items()}
+    config = plan.changed(configured('ddpm_cifar10'), changes)
     (where,) = topology.parse(name)
     program = Program(config, create(config), topology.devices(where))
     return plan.part(program, where, 'train_step')
@@ -89,8 +90,8 @@ def relative() -> Iterator[tuple]:
     """The paper trained for 10.6 hours on a v3-8."""
     yield 'topology', 'GFLOPs a step and device', 'step at best, ms', 'hours at best', "paper's"
     for name in ('v3:2x2', 'v4:2x2x1', 'v5e:2x4', 'v6e:2x4'):
-        step = train_step(FLAGS.config, name)
-        hours = FLAGS.config.steps * step['seconds'] / 3600
+        step = train_step(name)
+        hours = configured('ddpm_cifar10').steps * step['seconds'] / 3600
         yield (
             name,
             f'{step["flops"] / 1e9:.1f}',
@@ -102,10 +103,10 @@ def relative() -> Iterator[tuple]:
 
 def fsdp() -> Iterator[tuple]:
     """16 chips of v5e, the batch of the paper."""
-    yield 'fsdp', 'arguments, MiB', 'of fsdp=1', 'temporaries, MiB', 'collectives, MB'
+    yield 'fsdp', 'arguments, MiB', 'of fsdp=1', 'temporaries, MiB', 'sent, MB'
     whole = None
     for slices in (1, 16):
-        step = train_step(plan.changed(FLAGS.config, {'mesh.fsdp': slices}), 'v5e:4x4')
+        step = train_step('v5e:4x4', mesh__fsdp=slices)
         arguments = step['memory']['arguments']
         whole = whole or arguments
         yield (
@@ -113,25 +114,25 @@ def fsdp() -> Iterator[tuple]:
             f'{arguments / MIB:.1f}',
             f'1/{whole / arguments:.2f}',
             f'{step["memory"]["temporaries"] / MIB:.1f}',
-            f'{sent(step) / 1e6:.1f}',
+            f'{of_collectives(step, "sent") / 1e6:.1f}',
         )
 
 
 def weak() -> Iterator[tuple]:
     """16 images a chip of v5e."""
-    yield 'chips', 'GFLOPs a chip', 'of 8 chips', 'collectives a chip, MB', 'of 8 chips'
+    yield 'chips', 'GFLOPs a chip', 'of 8 chips', 'results of collectives a chip, MB', 'of 8 chips'
     first = None
     for name in ('2x4', '8x16', '16x16'):
         (where,) = topology.parse(f'v5e:{name}')
-        sizes = {'batch_size': 16 * where.chips, 'sample.batch_size': where.chips}
-        step = train_step(plan.changed(FLAGS.config, sizes), where.name)
+        sizes = {'batch_size': 16 * where.chips, 'sample__batch_size': where.chips}
+        step = train_step(where.name, **sizes)
         first = first or step
         yield (
             str(where.chips),
             f'{step["flops"] / 1e9:.2f}',
             f'{step["flops"] / first["flops"]:.4f}',
-            f'{sent(step) / 1e6:.3f}',
-            f'{sent(step) / sent(first):.4f}',
+            f'{of_collectives(step, "bytes") / 1e6:.3f}',
+            f'{of_collectives(step, "bytes") / of_collectives(first, "bytes"):.4f}',
         )
 
 
@@ -155,13 +156,16 @@ def missing(rows: list[tuple]) -> list[tuple[str, str]]:
     return [one for one in every if one not in there]
 
 
+def configured(label: str):
+    """The config of this name."""
+    return ConfigFile().parse(str(scripts.ROOT / f'configs/{label}.py'))
+
+
 def of_paper(label: str, folder: Path):
     """The config of this name; where it learns latents, with a first stage in an empty folder."""
-    config, stage = (
-        name and ConfigFile().parse(str(scripts.ROOT / f'configs/{name}.py'))
-        for name in (label, STAGES.get(label))
-    )
-    if stage:
+    config = configured(label)
+    if label in STAGES:
+        stage = configured(STAGES[label])
         workdir.claim(stage, folder)
         config.latent.workdir = str(folder)
     return config
@@ -206,9 +210,9 @@ def written(page: str, name: str) -> list[tuple]:
     return [tuple(cell.strip() for cell in line.strip('|').split('|')) for line in lines]
 
 
-def sent(step: dict) -> int:
-    """Bytes of all collectives' results."""
-    return sum(kind['bytes'] for kind in step['collectives'].values())
+def of_collectives(step: dict, what: str) -> float:
+    """All collectives' results ('bytes'), or what a device sends for them ('sent')."""
+    return sum(kind[what] for kind in step['collectives'].values())
 
 
 def replace(name: str, rows: list[tuple]) -> None:
@@ -234,7 +238,9 @@ def main() -> None:
         for row in STUDIES[name]():
             print(name, *row, sep=' | ', flush=True)
             rows.append(row)
-            replace(name, rows)
+            if name == 'configs':  # which takes hours
+                replace(name, rows)
+        replace(name, rows)
 
 
 if __name__ == '__main__':

@@ -45,7 +45,7 @@ def _read_flags(define: Callable[[], None]) -> None:
     try:
         define()
         if {'-h', '--help'} & set(sys.argv):
-            known = (FLAGS.module_help(module) for module in (sys.argv[0], __name__))
+            known = (FLAGS.module_help(module) for module in (sys.argv[0], __name__, config_file))
             print(sys.modules['__main__'].__doc__, *known, sep='\n')
             sys.exit()
         extra = FLAGS(sys.argv)[1:]

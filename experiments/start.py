@@ -38,16 +38,19 @@ def start(args: list[str], cache: Path) -> dict[str, float]:
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.01)
         done = time.monotonic() - begun
-        if process.wait():
+        if process.wait() or not metrics.exists():
             said.seek(0)
             sys.stderr.write(said.read().decode())
-            sys.exit(process.returncode)
+            sys.exit(process.returncode or 'start.py: main.py has not trained: leave --mode out')
         second = json.loads(metrics.read_text().splitlines()[1])
     return {'reached': done - 1 / second['steps_per_second'], 'done': done}
 
 
 def main() -> None:
     """Measures and prints."""
+    if {'-h', '--help'} & set(sys.argv):
+        print(__doc__)
+        return
     with tempfile.TemporaryDirectory() as cache:
         cold = start(sys.argv[1:], Path(cache))
         starts = [start(sys.argv[1:], Path(cache)) for _ in range(WARM)]

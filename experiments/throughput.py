@@ -35,7 +35,7 @@ from peers import import_torchvision, interleaved, ratios
 from gen_jax.config import create
 from gen_jax.diffusion import networks
 from gen_jax.interop import diffusers_ddpm
-from gen_jax.runtime import workdir
+from gen_jax.runtime import process, workdir
 from gen_jax.runtime.compilation import compiler_options
 from gen_jax.runtime.program import Program
 
@@ -203,28 +203,23 @@ def compared(name: str, functions: dict[str, Callable], turns: int, each: int) -
     return {'images_per_second': rates, 'over': found, 'best': best}
 
 
-def resident(name: str) -> int:
-    """Bytes of this process, as the kernel counts them: VmRSS is now, VmHWM the most so far."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
-
-
 def print_memory() -> None:
     """What a training step of --memory_of adds to this process."""
     import_torchvision()
     import diffusers.training_utils  # noqa: F401
 
-    before = resident('VmRSS')
+    before = process.resident('VmRSS')
     if FLAGS.memory_of == 'gen_jax':
         who = Ours()
     else:
-        (who,) = load(FLAGS.memory_of, batch(32), {'eager': (False, False)}).values()
+        images = batch(program().config.data.image_size)
+        (who,) = load(FLAGS.memory_of, images, {'eager': (False, False)}).values()
     for _ in range(2):
         who.train()
     if jax.default_backend() == 'cpu':
         Path('/proc/self/clear_refs').write_text('5')  # the most so far is now
         who.train()
-        print(resident('VmHWM') - before)
+        print(process.resident('VmHWM') - before)
     elif FLAGS.memory_of == 'gen_jax':
         print(jax.devices()[0].memory_stats()['peak_bytes_in_use'])
     else:

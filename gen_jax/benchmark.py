@@ -24,8 +24,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen_jax import latent
-from gen_jax.plan import row
-from gen_jax.runtime import cost, random, workdir
+from gen_jax.plan import mean_flops, row
+from gen_jax.runtime import cost, process, random, workdir
 from gen_jax.runtime.operations import flops
 from gen_jax.runtime.program import Program
 from gen_jax.runtime.topology import GIB
@@ -97,7 +97,10 @@ def measure(program: Program, cache: Path) -> dict:
             if why := _excessive(program, name, chains):
                 left_out[name] = why
                 continue
-            chains[name] = Chain(*_call(program, name, chains, state), parts[name]['flops'])
+            # Of lazy terms each repeat has as many as training does.
+            lazy = (program.method.lazy or {}).values() if name == 'train_step' else ()
+            call = _call(program, name, chains, state)
+            chains[name] = Chain(*call, parts[name]['flops'], math.lcm(*lazy))
             parts[name]['peak_memory'] = chains[name].warm_up()
     peaks = peak_chains(program)
     for chain in peaks.values():
@@ -220,11 +223,11 @@ def compiled_twice(lower: Callable) -> tuple[jax.stages.Compiled, dict[str, floa
 # Operations.
 
 
-def part_flops(program: Program, name: str) -> int:
+def part_flops(program: Program, name: str) -> float:
     """The model's operations in one call of a part of `PARTS`, over all devices; see `flops`."""
     method, state, n = program.method, program.state_shape, program.config.sample.batch_size
     if name == 'train_step':
-        return program.flops()
+        return mean_flops(program)
     x_t, t, condition = jax.eval_shape(lambda: _asked(program))
     if name == 'network_call':
         return flops(jax.make_jaxpr(method.denoise)(state, x_t, t, condition))
@@ -242,13 +245,15 @@ class Chain:
 
     Attributes:
       flops: of one call, over all devices.
+      period: calls after which their kinds come again: a repeat is so many, or a multiple.
       carry: the last result.
       seconds: of a call, for each repeat.
       calls, repeats: calls in a repeat, and how many repeats it gets.
     """
 
-    def __init__(self, call: Callable, carry, flops: int):
-        self._call, self.carry, self.flops, self.seconds = call, carry, flops, []
+    def __init__(self, call: Callable, carry, flops: float, period: int = 1):
+        self._call, self.carry, self.flops, self.period = call, carry, flops, period
+        self.seconds = []
 
     def run(self, calls: int) -> float:
         """Calls so often; returns the seconds that one took."""
@@ -264,7 +269,7 @@ class Chain:
         since = forget_peak_memory()
         seconds = _agreed(self.run(1))
         used = peak_memory(since)
-        self.calls = max(1, math.ceil(LEAST / seconds))
+        self.calls = self.period * max(1, math.ceil(LEAST / seconds / self.period))
         self.repeats = min(REPEATS, max(1, int(BUDGET / (self.calls * seconds))))
         return used
 
@@ -407,8 +412,10 @@ def peak_memory(since: str) -> dict:
     if all(stats):
         most = max(each['peak_bytes_in_use'] for each in stats)
         return {'bytes': most, 'of': 'device', 'since': 'start'}
-    unit = 1 if sys.platform == 'darwin' else 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    most = process.resident('VmHWM')
+    if most is None:
+        unit = 1 if sys.platform == 'darwin' else 1024
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {'bytes': most, 'of': 'process', 'since': since}
 
 

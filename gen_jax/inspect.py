@@ -8,6 +8,7 @@ from clu import parameter_overview
 
 from gen_jax import latent
 from gen_jax.method import Net
+from gen_jax.plan import mean_flops
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import fingerprint
 from gen_jax.runtime.program import Program
@@ -22,7 +23,7 @@ def run(config, folder: Path, step: str | None = None) -> None:
         print(f'{name}:')
         print(parameter_overview.get_parameter_overview(net.params, include_stats=False))
         print(f'{name}: {count(net.params):,} parameters')
-    flops, n = program.flops(), config.batch_size
+    flops, n = mean_flops(program), config.batch_size
     print(f'train_step: {flops:.4g} FLOPs in products and convolutions for a batch of {n}')
     if (folder / 'checkpoints').exists():
         step, state = load(program, folder, step)

@@ -133,14 +133,29 @@ def part(program: Program, where: Topology, name: str) -> dict:
 
 def train_step(program: Program, where: Topology) -> dict:
     """What `cost.measure` gives of a step, on average where steps differ, and their `kinds`."""
-    shares = []
-    for kind in (kinds := kinds_of_steps(program)):
-        without = dict.fromkeys(kind['without'], 0.0)
-        lacking = with_changes(program, without) if without else program
-        shares.append((kind['share'], of_step(lacking, where, kind['step'])))
+    kinds = kinds_of_steps(program)
+    shares = [
+        (kind['share'], of_step(lacking(program, kind), where, kind['step'])) for kind in kinds
+    ]
     if len(kinds) == 1:
         return shares[0][1]
     return {**cost.mean(shares, where.chip), 'kinds': kinds}
+
+
+def mean_flops(program: Program) -> float:
+    """`Program.flops` on average over the training steps of the last one's stage."""
+    kinds = [
+        kind for kind in kinds_of_steps(program) if program.stage(kind['step']) == program.stage()
+    ]
+    total = sum(kind['share'] for kind in kinds)
+    counted = (kind['share'] * lacking(program, kind).flops(kind['step']) for kind in kinds)
+    return sum(counted) / total
+
+
+def lacking(program: Program, kind: dict) -> Program:
+    """The program of the steps of a kind, as `kinds_of_steps` tells it."""
+    without = dict.fromkeys(kind['without'], 0.0)
+    return with_changes(program, without) if without else program
 
 
 def kinds_of_steps(program: Program) -> list[dict]:
@@ -324,7 +339,7 @@ def _rows(parts: dict) -> list[tuple[str, list[str]]]:
 
 def _collective(part: dict, kind: str) -> str:
     found = part['collectives'].get(kind)
-    return f'{found["count"]:,g} x, {found["bytes"] / 1e6:,.2f} MB' if found else '-'
+    return f'{found["count"]:,g} x, {found["sent"] / 1e6:,.2f} MB sent' if found else '-'
 
 
 def _totals(plan: dict) -> list[str]:

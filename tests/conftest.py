@@ -38,8 +38,9 @@ MANY_OBJECTS = 400_000  # that Python's garbage collector visits
 LONGEST = ('test_tiny_configs', 'test_stops', 'test_experiments', 'test_layouts', 'test_latent')
 
 
-# The folder of what all processes of these tests compile: many compile the same programs.
-COMPILED = 'GEN_JAX_TESTS_COMPILED'
+# The folder of what this process compiles, and those it starts: many compile the same programs.
+# pytest-xdist's processes have one each, as JAX may read there what another has half written.
+COMPILED = Path(tempfile.mkdtemp())
 
 
 def pytest_configure(config):
@@ -48,16 +49,13 @@ def pytest_configure(config):
         config.option.loadscopereorder = False
     import jax  # which asks for the folder once, when it first compiles: as tests are collected
 
-    if 'PYTEST_XDIST_WORKER' not in os.environ:
-        os.environ[COMPILED] = tempfile.mkdtemp()
-    jax.config.update('jax_compilation_cache_dir', os.environ[COMPILED])
+    jax.config.update('jax_compilation_cache_dir', str(COMPILED))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def pytest_unconfigure():
-    """Removes what the processes compiled."""
-    if 'PYTEST_XDIST_WORKER' not in os.environ:
-        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
+    """Removes what was compiled."""
+    shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -108,7 +106,7 @@ def let_go(request):
 @pytest.fixture(scope='session')
 def xla_cache():
     """Where programs that several processes compile are kept for this session."""
-    return Path(os.environ[COMPILED])
+    return COMPILED
 
 
 @pytest.fixture

@@ -352,6 +352,23 @@ def test_how_often_a_call_is_repeated(monkeypatch, clock, seconds, calls, repeat
     assert len(clock.calls) == 2 + repeats * calls
 
 
+def test_a_repeat_has_as_many_lazy_terms_as_training(monkeypatch, clock):
+    monkeypatch.setattr(benchmark, 'LEAST', 2.0)
+    chain = clock.chain(0.75)
+    chain.period = 4
+    chain.warm_up()
+    assert chain.calls == 4
+    config = default('gans.adversarial', network='mlp')
+    lazy = {'gan.penalty': 'r1', 'gan.penalty_every': 4, 'steps': 8}
+    always, without = {'gan.penalty': 'r1'}, {}
+    lazily, each, never = (
+        made(config.copy_and_resolve_references(), **x) for x in (lazy, always, without)
+    )
+    assert each.flops() > 1.1 * never.flops()
+    mean = (each.flops() + 3 * never.flops()) / 4
+    assert benchmark.part_flops(lazily, 'train_step') == pytest.approx(mean, rel=1e-12)
+
+
 def test_chains_take_turns(monkeypatch):
     monkeypatch.setattr(benchmark, 'REPEATS', 3)
     turns = []

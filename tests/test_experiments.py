@@ -126,6 +126,16 @@ def test_a_process_that_says_much_is_no_standstill(monkeypatch, tmp_path, capsys
     assert len(capsys.readouterr().err) == 1_000_000
 
 
+def test_a_start_that_trains_nothing_says_so(monkeypatch, tmp_path, capsys):
+    (tmp_path / 'main.py').write_text('')
+    monkeypatch.setattr(start, 'MAIN', tmp_path / 'main.py')
+    with pytest.raises(SystemExit, match='has not trained: leave --mode out'):
+        start.start(['--mode=inspect'], tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['start.py', '--help'])
+    start.main()
+    assert 'How long a run takes' in capsys.readouterr().out
+
+
 def test_a_start_is_cold_whatever_folder_jax_was_told_of(monkeypatch, tmp_path):
     main, told = tmp_path / 'main.py', tmp_path / 'told'
     main.write_text(

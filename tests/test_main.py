@@ -26,7 +26,7 @@ def test_help_is_readable_and_short(main):
     done = main('--help')
     assert done.returncode == 0
     assert 'python main.py --mode=sample' in done.stdout
-    assert '--workdir' in done.stdout
+    assert {'  --config: ', '  --workdir: '} <= set(re.findall(r'  --\w+: ', done.stdout))
     assert len(done.stdout.splitlines()) < 40
 
 

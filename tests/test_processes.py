@@ -398,10 +398,15 @@ def test_a_launch_script_says_what_it_misses(tmp_path):
 @pytest.mark.parametrize(('code', 'waits'), [(0, False), (1, False), (137, False), (143, True)])
 def test_the_slurm_script_waits_to_be_ended_where_the_run_was_stopped(tmp_path, code, waits):
     """SLURM requeues a job that it ends, not one that ended by itself during its grace time."""
-    for name, does in {'srun': f'exit {code}', 'sleep': f'echo "$@" >{tmp_path}/slept'}.items():
+    told = '[ "$SRUN_CPUS_PER_TASK" = 8 ] || exit 99'
+    for name, does in {
+        'srun': f'{told}; exit {code}',
+        'sleep': f'echo "$@" >{tmp_path}/slept',
+    }.items():
         (tmp_path / name).write_text(f'#!/bin/sh\n{does}\n')
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'RUN': '/run'}
+    environment['SLURM_CPUS_PER_TASK'] = '8'
     done = subprocess.run(['bash', LAUNCH / 'slurm.sbatch'], env=environment, check=False)
     assert done.returncode == code
     assert (tmp_path / 'slept').exists() == waits

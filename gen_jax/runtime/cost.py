@@ -105,7 +105,7 @@ def mean(shares: list[tuple[float, dict]], chip: Chip) -> dict:
         return lambda cost: cost['collectives'].get(kind, none)[what]
 
     kinds = dict.fromkeys(kind for _, cost in shares for kind in cost['collectives'])
-    none = {'count': 0, 'bytes': 0}
+    none = {'count': 0, 'bytes': 0, 'sent': 0}
     unknown = any(cost['optimal_seconds'] is None for _, cost in shares)
     counted = {
         'memory': max((cost['memory'] for _, cost in shares), key=lambda memory: memory['total']),
@@ -124,7 +124,7 @@ def _timed(counted: dict, chip: Chip) -> dict:
     roofline = {
         'flops': counted['flops'] / chip.flops,
         'memory': counted['bytes'] / chip.hbm_bandwidth,
-        'interconnect': sum(x['bytes'] for x in counted['collectives'].values())
+        'interconnect': sum(x['sent'] for x in counted['collectives'].values())
         / chip.ici_bandwidth,
     }
     # A core's peaks are its share of the chip's.

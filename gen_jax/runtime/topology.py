@@ -4,7 +4,7 @@ The figures stand in the Google Cloud TPU documentation, cloud.google.com/tpu/do
 and v6e: per chip, peak compute in bfloat16, capacity and bandwidth of its memory (HBM). What a chip
 sends over its links (ICI) is the all-reduce bandwidth of a whole pod, divided by its chips: 340
 TB/s by 1,024 for v3, 1.1 PB/s by 4,096 for v4, 51.2 TB/s by 256 for v5e, 102.4 TB/s by 256 for v6e.
-The page of v5p has none, but 4,800 Gbit/s per chip, a figure that for v5e (1,600) says the same.
+The page of v5p has none, but 1,200 GB/s per chip in both directions, half of which is one's.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ CHIPS = {
     'v5p': Chip(459e12, 95 * GIB, 2765e9, 600e9, dimensions=3),
     'v6e': Chip(918e12, 32 * GIB, 1638e9, 400e9, dimensions=2),
 }
-# Slices that can be rented, one host and more; a host has 2x2 chips, or one where it is the whole.
+# Slices that can be rented, of one chip to 256 or 512.
 SHAPES = {
     2: ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
     3: ('1x1x1', '2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),

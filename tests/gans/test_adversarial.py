@@ -260,6 +260,7 @@ KINDS = {
         },
     ),
     'a size that fades in': ('progressive', {}),
+    'and one with styles': ('stylegan', {'gan.style_mixing': 0.9}),
 }
 
 

@@ -63,32 +63,39 @@ def by_hand(params, x, told, pieces, last):
     return last(x @ params['out']['kernel'] + params['out']['bias'])
 
 
-@pytest.mark.parametrize('b', [1, 5])
+@pytest.mark.parametrize(('b', 'packing'), [(1, 1), (5, 1), (6, 2)])
 @pytest.mark.parametrize('own', [(0, 0), (4, 3)])
-def test_labels_beside_the_input_or_through_a_layer_of_their_own(own, b):
+def test_labels_beside_the_input_or_through_a_layer_of_their_own(own, b, packing):
     config = small(
         **LABELS,
         model__label_widths=own,
         model__g_widths=(6, 7),
         model__d_widths=(5, 6),
         model__pieces=(3, 2),
+        model__packing=packing,
     )
     generator, discriminator = mlp.from_config(config, 3)
     rng = np.random.default_rng(0)
     z, x = rng.normal(size=(b, 3)), rng.normal(size=(b, 4, 4, 3))
     label = rng.integers(3, size=b)
     one_hot = np.eye(3)[label]
-    g, g_params = generator.init_with_output(jax.random.key(0), z, label, train=False)
-    d, d_params = discriminator.init_with_output(jax.random.key(1), x, label, train=False)
-    for made, params, seen, pieces, last in (
-        (g.reshape(b, -1), g_params, z, (1, 1), np.tanh),
-        (d[:, None], d_params, x.reshape(b, -1), (3, 2), lambda x: x),
+
+    def applied(net, x):
+        params = net.init(jax.random.key(0), x, label, train=False)['params']
+        # Biases begin as zeros.
+        params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+        made = net.apply({'params': params}, x, label, train=False)
+        return np.reshape(made, (len(made), -1)), params
+
+    for net, x, m, pieces, last in (
+        (generator, z, 1, (1, 1), np.tanh),
+        (discriminator, x, packing, (3, 2), lambda x: x),
     ):
-        told = one_hot if any(own) else None
-        seen = seen if any(own) else np.concatenate([seen, one_hot], -1)
-        np.testing.assert_allclose(
-            made, by_hand(params['params'], seen, told, pieces, last), atol=1e-5
-        )
+        made, params = applied(net, x)
+        seen = x.reshape(b, -1) if any(own) else np.concatenate([x.reshape(b, -1), one_hot], -1)
+        told = one_hot.reshape(b // m, -1) if any(own) else None
+        expected = by_hand(params, seen.reshape(b // m, -1), told, pieces, last)
+        np.testing.assert_allclose(made, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

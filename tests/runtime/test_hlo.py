@@ -61,6 +61,13 @@ collective-permute-start(%p), channel_id=2, source_target_pairs={{0,1}}
   ROOT %rs = f32[2]{0} reduce-scatter(%p), channel_id=4, dimensions={0}, to_apply=%add
 }
 
+%all-reduce-scatter.6 (p: f32[14,3], q: f32[14,3]) -> f32[2,3] {
+  %p = f32[14,3]{1,0} parameter(0)
+  %ar = f32[14,3]{1,0} all-reduce(%p), channel_id=8, replica_groups=[1,7]<=[7], to_apply=%add
+  %i = s32[] partition-id()
+  ROOT %part = f32[2,3]{1,0} dynamic-slice(%ar, %i)
+}
+
 %taken (p: s8[7,3]) -> s8[7,3] {
   %p = s8[7,3]{1,0} parameter(0)
   ROOT %aa = s8[7,3]{1,0} all-to-all(%p), channel_id=5, dimensions={0}
@@ -80,6 +87,10 @@ backend_config={"known_trip_count":{"n":"5"}}
   %s = ((f32[14]{0}), f32[2]{0}) async-start(%a), calls=%wrapped
   %d = f32[2]{0} async-done(%s), calls=%wrapped
   %c = s8[7,3]{1,0} conditional(%b), branch_computations={%taken, %other}
+  %f.3 = f32[2,3]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.6
+  %g.1 = (f32[1,5]{1,0}, f32[2,5]{1,0}) all-gather-start(%a), channel_id=10, \
+replica_groups={{0,1},{2,3},{4,5}}, dimensions={0}
+  %g.2 = f32[2,5]{1,0} all-gather-done(%g.1)
   %w.3 = (s32[], f32[4,8]{1,0}) while(%a), condition=%counted_condition, body=%counted
   ROOT %r = (f32[3]{0}, f32[]) all-reduce(%a, %a), channel_id=9, to_apply=%add
 }
@@ -87,12 +98,23 @@ backend_config={"known_trip_count":{"n":"5"}}
 
 
 def test_a_programs_collectives():
+    reduced, gathered = (5 + 1) * 4 * 8 * 4 + 3 * 4 + 4, 7 * 5 * 4
+    scattered = [2 * 4, 2 * 3 * 4]  # by itself, and a fusion's
+    among_two = 2 * 5 * 4
     assert hlo.collectives(PROGRAM) == {
-        'all-reduce': {'count': 5 + 1 + 1, 'bytes': (5 + 1) * 4 * 8 * 4 + 3 * 4 + 4},
-        'all-gather': {'count': 1, 'bytes': 7 * 5 * 4},
-        'reduce-scatter': {'count': 1, 'bytes': 2 * 4},
-        'all-to-all': {'count': 1, 'bytes': 7 * 3},
-        'collective-permute': {'count': 6, 'bytes': 6 * 2 * 3 * 2},
+        'all-reduce': {
+            'count': 5 + 1 + 1,
+            'bytes': reduced,
+            'sent': pytest.approx(reduced * 12 / 7),
+        },
+        'all-gather': {
+            'count': 2,
+            'bytes': gathered + among_two,
+            'sent': pytest.approx(gathered * 6 / 7 + among_two / 2),
+        },
+        'reduce-scatter': {'count': 2, 'bytes': sum(scattered), 'sent': sum(scattered) * 6},
+        'all-to-all': {'count': 1, 'bytes': 7 * 3, 'sent': pytest.approx(6 * 3)},
+        'collective-permute': {'count': 6, 'bytes': 6 * 2 * 3 * 2, 'sent': 6 * 2 * 3 * 2},
     }
 
 
@@ -127,9 +149,10 @@ ENTRY %main (a: f32[8], b: s32[]) -> f32[8] {
 
 
 def test_of_branches_that_which_sends_most_counts():
-    assert hlo.collectives(BRANCHES) == {
-        'all-reduce': {'count': 1, 'bytes': 32},
-        'collective-permute': {'count': 2, 'bytes': 64},
+    found = hlo.collectives(BRANCHES)
+    assert {kind: (x['count'], x['bytes']) for kind, x in found.items()} == {
+        'all-reduce': (1, 32),
+        'collective-permute': (2, 64),
     }
 
 
@@ -191,8 +214,13 @@ def test_collectives_that_are_known_on_eight_devices():
     assert done.returncode == 0, done.stderr
     share = 16 * 24 * 4
     found = json.loads(done.stdout)
-    assert found['all-reduce'] == {'count': 5, 'bytes': 5 * share}
-    assert found['all-gather'] == {'count': 1, 'bytes': 8 * share}
-    assert found['reduce-scatter'] == {'count': 1, 'bytes': share}
-    assert found['all-to-all'] == {'count': 1, 'bytes': share}
-    assert found['collective-permute'] == {'count': 1, 'bytes': share}
+    known = {
+        'all-reduce': (5, 5 * share, 5 * share * 2 * 7 / 8),
+        'all-gather': (1, 8 * share, 7 * share),
+        'reduce-scatter': (1, share, 7 * share),
+        'all-to-all': (1, share, share * 7 / 8),
+        'collective-permute': (1, share, share),
+    }
+    assert {
+        kind: (x['count'], x['bytes'], pytest.approx(x['sent'])) for kind, x in found.items()
+    } == known

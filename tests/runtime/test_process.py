@@ -3,6 +3,8 @@
 import logging
 import math
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -34,9 +36,29 @@ def test_libtpus_fault_is_one_line(name):
         process.apart(signal.raise_signal, signal.Signals[name])
 
 
+MUCH = """
+import subprocess, sys
+kept = bytes(range(256)) * 2**21  # half a GiB
+asked = (
+    'from gen_jax.runtime.process import resident; print(resident("VmRSS"), resident("VmHWM"))'
+)
+subprocess.run([sys.executable, '-c', asked])
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='as Linux counts')
+def test_the_most_memory_is_the_process_own_and_not_its_parents():
+    done = subprocess.run([sys.executable, '-c', MUCH], capture_output=True, text=True, check=True)
+    now, most = map(int, done.stdout.split())
+    assert now <= most < 2**29
+    assert process.resident('VmNothing') is None
+
+
 def test_another_end_is_no_refusal(capfd):
-    with pytest.raises(ChildProcessError, match='raise_signal ended with exit code -9'):
+    with pytest.raises(UserError, match=r'^raise_signal was killed, as where memory runs out$'):
         process.apart(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(ChildProcessError, match='raise_signal ended with exit code -15'):
+        process.apart(signal.raise_signal, signal.SIGTERM)
     with pytest.raises(ChildProcessError, match='sqrt ended with exit code 1'):
         process.apart(math.sqrt, -1)
     assert capfd.readouterr().err.endswith('math domain error\n')
