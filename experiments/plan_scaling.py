@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import scripts
 from absl import flags
 
@@ -233,6 +234,8 @@ def main() -> None:
     page = Path(FLAGS.out)
     if not page.is_file() or any(f'<!-- {x} -->' not in page.read_text() for x in FLAGS.studies):
         raise UserError(f'--out={page}: expected a page with the marks of docs/plan.md')
+    # What was compiled for a TPU can be kept and cannot be read where there is none.
+    jax.config.update('jax_enable_compilation_cache', False)
     for name in FLAGS.studies:
         rows = []
         for row in STUDIES[name]():
