@@ -155,6 +155,9 @@ def _classifier_free():
     config.diffusion.prediction = 'eps'
     config.diffusion.times = 'uniform'
     config.diffusion.label_dropout = 0.1
+    # The paper leaves it out: "used but not emphasized" (Saharia et al. 2022, section 2.3). Without
+    # it the first steps magnify any error of eps, as alpha is 5e-5 there.
+    config.sampler.clip = True
     config.sampler.variance = 'between'
     config.sampler.share = 0.3
     config.sampler.spacing = 'linear'

@@ -16,8 +16,7 @@ Variants:
   ddim: the same network sampled by DDIM in 50 steps (Song et al. 2021: FID 4.67).
   bound: trained by the bound L itself (table 1: FID 13.51, Inception score 7.67, at most 3.70 bits
     per dimension). The authors' loss is a term of it, ours 1000 times that: clip and Adam's epsilon
-    are multiplied by 1000, and so each step is theirs, but that their code keeps the estimate of
-    the image in [-1, 1] in this loss too.
+    are multiplied by 1000, and so each step is theirs.
   tiny: drawn shapes and a net of a few thousand parameters; each mode takes seconds.
 """
 

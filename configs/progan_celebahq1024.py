@@ -8,7 +8,7 @@ CelebA-HQ dataset", in the branch original-theano-version of their code) and the
 appendix A.1: 800,000 images of each size from 4x4 on, as many until the next has faded in; the
 gradient penalty is of the gradient by images of full size, also while small ones are trained.
 Cost: 1,187,500 steps of 16 images, 19 million in all.
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 70 hours at best (560 chip-hours); 10.49 GiB a chip (docs/plan.md).
 Networks: 23,079,115 and 23,087,249 parameters.
 Paper: FID 7.30.
 Ours: not trained here. The networks agree with code written from the paper

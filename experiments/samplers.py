@@ -18,7 +18,7 @@ better or worse than the reference.
 Its order is the slope of log(error) over log(steps), fitted to the last three numbers of steps that
 rounding leaves alone; the error is how far images are from the ODE's (root mean square over pixels
 of range 2). lms magnifies rounding in its last step, and its order is seen at fewer steps only; the
-whole times of a discrete model are too coarse for orders above 1.
+whole times of a discrete model are too coarse for orders above 2.
 """
 
 from collections.abc import Iterable

@@ -51,7 +51,7 @@ def kept(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
     """The numbers of a metrics.json that tell of the state that `rows` tell of."""
 
     def state(row):
-        return [row.get(name) for name in ('step', 'seed', 'ema', 'init_from', 'guide')]
+        return [row.get(name) for name in ('step', 'state', 'seed', 'ema', 'init_from', 'guide')]
 
     told = state(next(iter(rows.values())))
     old = workdir.read_json(path) if path.exists() else {}
@@ -95,7 +95,8 @@ class Trials:
 
     def __call__(self, step: int, state, data: dict) -> dict[str, dict]:
         """The numbers of a state; saves it, with the position in the data, where it is the best."""
-        rows = self._judge(step, state, self._samples(state))
+        settled = self._program.settled(state)
+        rows = self._judge(step, settled, self._samples(settled))
         if self._best:
             self._keep_best(step, state, data, rows[self._best])
         return rows
@@ -116,11 +117,10 @@ class Trials:
     def _path(self, step: int) -> Path:
         return self._folder / 'evaluations' / f'step_{step:08d}.json'
 
-    def _samples(self, state) -> Iterator[np.ndarray]:
+    def _samples(self, settled) -> Iterator[np.ndarray]:
         n, size = self._program.config.eval.every_n, self._program.config.sample.batch_size
-        state = self._program.settled(state)
         for start in range(0, n, size):
-            yield self._program.sample(state, np.arange(start, min(start + size, n)))
+            yield self._program.sample(settled, np.arange(start, min(start + size, n)))
 
     def _keep_best(self, step: int, state, data: dict, row: dict) -> None:
         path, folder = self._folder / 'best.json', self._folder / 'best'

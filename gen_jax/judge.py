@@ -226,6 +226,8 @@ class Judge:
         if source is None:
             return {}
         enough = [x for x in self._compared if len(source) >= compare.LEAST[x][0]]
+        if not enough and 'accuracy' not in self._names:
+            return {}
         seen = compare.look(sources.images_of(source), self._extractor, enough, self._keep)
         rows = compare.compare(self._real, seen, enough)
         if 'accuracy' in self._names:
@@ -250,13 +252,17 @@ class Judge:
 
     def _diversity(self, images: np.ndarray) -> dict[str, dict]:
         measure = functools.partial(diversity, distance=self._distance, pairs=PAIRS)
-        source = self._real_images
+        source, label = self._real_images, self._program.config.sample.label
+        alike = np.arange(len(source))
+        if self._program.num_classes and label >= 0:  # one class is not as diverse as all
+            alike = np.flatnonzero(sources.labels_of(source) == label)
         # Spread over the split, which may be sorted by class.
-        at = np.linspace(0, len(source) - 1, min(DIVERSE, len(source))).astype(int)
+        at = alike[np.linspace(0, len(alike) - 1, min(DIVERSE, len(alike))).astype(int)]
         real = np.stack([example['image'] for example in sources.read(source, at)])
         of_real = measure(pipeline.to_float(real))['diversity']
         found = measure(pipeline.to_float(images), reference=of_real)
-        row = {'value': found['diversity'], 'n': len(images), 'pairs': PAIRS, **self._seen_by}
+        pairs = min(PAIRS, len(images) * (len(images) - 1) // 2)
+        row = {'value': found['diversity'], 'n': len(images), 'pairs': pairs, **self._seen_by}
         row |= sampling(self._program.config)
         row |= {'real': of_real, 'real_n': len(real), 'ratio': found['diversity_ratio']}
         if row['ratio'] < COLLAPSED:
@@ -276,6 +282,7 @@ class Judge:
         )
         row = {'value': found['path_length'], 'standard_deviation': found['path_length_std']}
         how = {'path': 'slerp', 'epsilon': 1e-4, 't': 'uniform', 'discarded': '1% at each end'}
+        row |= standing(program.config)
         return {'path_length': {**row, 'n': n, **how, **self._seen_by}}
 
     def _reconstruction(self, state) -> dict[str, dict]:
@@ -336,6 +343,7 @@ def provenance(config, step: int, state) -> dict:
     told = {
         'method': config.method,
         'step': step,
+        'state': fingerprint(state),
         'seed': config.seed,
         'ema': config.get('ema_decay', 0.0) > 0,
         'image_size': data.image_size,
@@ -356,5 +364,13 @@ def sampling(config) -> dict:
         'sampler': workdir.plain(config.get('sampler', {})),
         'knobs': workdir.plain(config.sample.knobs),
         'label': config.sample.label,
-        **({'standing': config.sample.standing} if config.sample.get('standing') else {}),
+        **standing(config),
     }
+
+
+def standing(config) -> dict:
+    """Of how many batches standing statistics are, and how large a training's are; {}: none are."""
+    if not config.sample.get('standing'):
+        return {}
+    size = {'batch_size': config.batch_size, 'accumulate': config.accumulate}
+    return {'standing': {'batches': config.sample.standing, **size}}

@@ -138,6 +138,8 @@ def claimed(config, folder: Path, step: int, state) -> Path:
         'diffusion.',
         'init_from',
     )
+    if config.sample.get('standing'):  # whose batches are as large as those of training
+        decides += ('batch_size', 'accumulate')
     settings = {k: v for k, v in workdir.flat(config).items() if k.startswith(decides)}
     settings |= {'step': step, 'state': fingerprint(state)}
     path = out / 'settings.json'

@@ -38,7 +38,7 @@ def run(config, folder: Path, stopped: int = 0) -> int:
         the end of the work.
 
     Returns:
-      The exit code: 0 once all steps are done, before that `stopped`.
+      The exit code: 0 once all steps are done and judged, before that `stopped`.
 
     Raises:
       UserError: bad config, data, workdir or checkpoint; data of another number of examples than
@@ -71,7 +71,8 @@ def run(config, folder: Path, stopped: int = 0) -> int:
     print_end(program, folder, done, fingerprint(state))
     if jax.process_index() == 0:
         print_rows(loop.trials.recorded(done))
-    return stopped if done < config.steps else 0
+    judged = loop.trials.recorded(done) or not loop.trials.due(done)
+    return 0 if done >= config.steps and judged else stopped
 
 
 class Loop:
@@ -227,9 +228,10 @@ def telling_what_is_not_finite(step: int):
 
 
 class Interruption:
-    """SIGTERM and SIGINT ask for a stop after the step at hand, on every process at once.
+    """SIGTERM asks for a stop after the step at hand, on every process at once.
 
-    A second signal ends the process there and then; what was saved stays.
+    So does SIGINT where there is one process. A second signal ends the process there and then; what
+    was saved stays.
     """
 
     def __enter__(self) -> 'Interruption':

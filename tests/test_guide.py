@@ -152,7 +152,9 @@ def test_numbers_of_a_guided_model_stand_apart(runs, model):
     assert told['workdir'] == str(runs / 'classifier')
     assert rows['accuracy_digits']['knobs']['guide'] == 3.0
     # What is kept is of the same guide.
-    row = {'x': {name: rows['accuracy_digits'].get(name) for name in ('step', 'seed', 'ema')}}
+    row = {
+        'x': {name: rows['accuracy_digits'].get(name) for name in ('step', 'state', 'seed', 'ema')}
+    }
     row['x']['guide'] = told
     assert set(evaluate.kept(model / 'metrics.json', row)) == set(rows)
     for other in ({**told, 'state': 'another'}, None):

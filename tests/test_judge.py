@@ -437,6 +437,48 @@ def test_a_method_without_samples_says_so():
         judge.Judge(Program(config, create(config)), config.eval.metrics, 10)
 
 
+def test_samples_of_one_class_are_held_against_that_class():
+    real = small(**{'data.num_classes': 10, 'data.image_size': 16})
+    source = sources.open_source(real.data, real.data.eval_split)
+    ones = np.flatnonzero(sources.labels_of(source) == 1)
+    fields = {'data.image_size': 16, 'model.width': 4, 'eval.metrics': ('diversity',)}
+    config = default('gans.adversarial')
+    config.update_from_flattened_dict(
+        {**fields, 'data.fit': 'resize', 'data.num_classes': 10, 'model.condition': 'concat'}
+    )
+    found = {}
+    for label in (-1, 1):
+        config.sample.label = label
+        program = Program(config, create(config))
+        asked = judge.Judge(program, config.eval.metrics, 20)
+        (found[label],) = asked._diversity(np.zeros((20, 16, 16, 1), np.uint8)).values()
+    assert found[1]['real'] < 0.9 * found[-1]['real']
+    assert found[1]['real_n'] == min(len(ones), judge.DIVERSE)
+    assert found[1]['pairs'] == 20 * 19 // 2  # all there are
+
+
+def test_in_training_too_it_is_the_settled_state_that_is_judged():
+    told = []
+    trials = evaluate.Trials.__new__(evaluate.Trials)
+    trials._program = types.SimpleNamespace(settled=lambda state: f'{state}, settled')
+    trials._judge = lambda step, state, images: told.append(state) or {}
+    trials._samples = told.append
+    trials._best = ''
+    assert trials(3, 'as trained', {}) == {}
+    assert told == ['as trained, settled'] * 2
+
+
+def test_standing_statistics_are_told_with_their_batches():
+    config = default('gans.adversarial')
+    assert 'standing' not in judge.sampling(config)
+    config.sample.standing = 3
+    assert judge.sampling(config)['standing'] == {
+        'batches': 3,
+        'batch_size': config.batch_size,
+        'accumulate': 1,
+    }
+
+
 def test_diversity_of_collapsed_samples_is_nought_and_warned_of(caplog):
     config = default('gans.adversarial')
     config.update_from_flattened_dict(

@@ -57,6 +57,20 @@ def run(tmp_path, monkeypatch):
     return start
 
 
+def test_standing_statistics_of_other_batches_are_other_samples(tmp_path):
+    config = default('gans.adversarial')
+    state = {'w': np.ones(3)}
+    for standing, fits in ((0, True), (2, False)):
+        config.sample.standing, config.seed, config.batch_size = standing, standing, 64
+        sample.claimed(config, tmp_path, 1, state)
+        config.batch_size = 32
+        if fits:
+            sample.claimed(config, tmp_path, 1, state)
+            continue
+        with pytest.raises(UserError, match='batch_size was 64, is 32'):
+            sample.claimed(config, tmp_path, 1, state)
+
+
 def parts(out):
     return sorted(path.name for path in out.glob('part_*'))
 

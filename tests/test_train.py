@@ -335,13 +335,31 @@ def test_evaluate_counts_every_example_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_stop_after_the_last_step_leaves_its_numbers_to_the_next_run(tmp_path, monkeypatch):
+    changes = {'eval.every': 2, 'eval.every_metrics': ('per_example',), 'steps': 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Interruption, 'requested', lambda self, step: step == 3)
+        assert train.run(small(**changes), tmp_path, stopped=143) == 143
+    last = tmp_path / 'evaluations' / 'step_00000003.json'
+    assert not last.exists()
+    assert train.run(small(**changes), tmp_path, stopped=143) == 0
+    assert last.exists()
+
+
+@pytest.mark.slow
 def test_steps_per_second_leaves_drawing_out(tmp_path, monkeypatch):
-    draw = Program.sample
-    monkeypatch.setattr(Program, 'sample', lambda *args: (time.sleep(2), draw(*args))[1])
+    draw, drawn = Program.sampled, []
+
+    def slowly(*args):
+        drawn.append(time.sleep(2))
+        return draw(*args)
+
+    monkeypatch.setattr(Program, 'sampled', slowly)
     train.run(small(steps=40, log_every=20, sample_every=30, checkpoint_every=100), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     # With the two seconds of drawing counted, 20 steps would be at most 10 a second.
     assert rows[-1]['steps_per_second'] > 10
+    assert drawn
 
 
 def test_a_missing_eval_split_is_told_before_anything_is_written(tmp_path):

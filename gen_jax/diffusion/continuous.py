@@ -192,7 +192,9 @@ def create(config, guide: Method | None = None) -> Method:
         t = jax.vmap(lambda key: times(jax.random.fold_in(key, 0))[0])(keys)
         eps, label = samplers.normal(keys, 1, shape), labels(batch, data.num_classes)
         variables = state.net.variables(ema=True)
-        found = {'loss': squares(variables, batch['image'], t, eps, label)}
+        # In training OT-CFM's noise is not independent of the images, and its loss another.
+        name = 'loss' if score else 'loss_of_random_pairs'
+        found = {name: squares(variables, batch['image'], t, eps, label)}
         if config.likelihood.divergence:
             found |= bits(config.likelihood, model, variables, keys, batch['image'], label)
         return found
@@ -303,6 +305,11 @@ def check(config) -> None:
     for field, known in (('variance', VARIANCES), ('spacing', processes.SPACINGS)):
         value = sampler[field]
         require(value in known, f'sampler.{field}', value, f'a known name{nearest(value, known)}')
+    expected = (
+        "'uniform' with weighting='likelihood', which bounds the likelihood of no other times"
+    )
+    fits = diffusion.weighting != 'likelihood' or diffusion.times == 'uniform'
+    require(fits, 'diffusion.times', diffusion.times, expected)
     _check_pairing(config)
     _check_flow(diffusion, sampler)
     t_min, most = diffusion.t_min, min(0.1, continuous_time.process(diffusion).t_max)
@@ -318,7 +325,8 @@ def check(config) -> None:
     require(share == 0 or config.network == 'song', named, share, expected)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
+    most = config.ema_rampup
+    require(0 <= most < math.inf, 'ema_rampup', most, '0 (none) or more, and finite')
     finite, score = diffusion.process != 'flow', tells_score(diffusion)
     solvers.check(config, continuous=True, finite=finite, score=score)
 

@@ -318,7 +318,8 @@ def check(config) -> None:
     _check_fit(diffusion, sampler)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    require(config.ema_rampup >= 0, 'ema_rampup', config.ema_rampup, '0 (none) or more')
+    most = config.ema_rampup
+    require(0 <= most < np.inf, 'ema_rampup', most, '0 (none) or more, and finite')
     T, finite = diffusion.timesteps, not diffusion.zero_snr
     solvers.check(config, continuous=False, finite=finite, most=T)
 
@@ -335,16 +336,18 @@ def _check_fit(diffusion, sampler) -> None:
     fits = sampler.spacing in REACHING or not diffusion.zero_snr
     expected = f'one of {REACHING} with zero_snr=True: only the last time is pure noise, which'
     require(fits, 'sampler.spacing', sampler.spacing, f'{expected} samples start from')
+    expected = (
+        "'simple' or 'x_0' with zero_snr=True: this weight of the last time, which samples start"
+    )
+    counts = not diffusion.zero_snr or weighting in ('simple', 'x_0')
+    require(counts, 'diffusion.weighting', weighting, f'{expected} from, is 0')
     expected = "'hybrid' or 'vlb' with learned_variance=True: nothing else trains variances"
     require(loss != 'simple' or not learned, 'diffusion.loss', loss, expected)
     expected = "'simple' or 'vlb' with learned_variance=False: 'hybrid' trains variances too"
     require(loss != 'hybrid' or learned, 'diffusion.loss', loss, expected)
     expected = "'simple' with loss='vlb', which has weights of its own"
     require(loss != 'vlb' or weighting == 'simple', 'diffusion.weighting', weighting, expected)
-    expected = "'fixed_large' or 'fixed_small' with config.diffusion.learned_variance=False"
-    require(
-        learned or sampler.variance != 'learned_range',
-        'sampler.variance',
-        'learned_range',
-        expected,
-    )
+    fits = learned == (sampler.variance == 'learned_range')
+    expected = "'learned_range'" if learned else "'fixed_large' or 'fixed_small'"
+    expected += f' with config.diffusion.learned_variance={learned}'
+    require(fits, 'sampler.variance', sampler.variance, expected)

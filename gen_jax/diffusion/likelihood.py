@@ -98,8 +98,8 @@ def check(shape: tuple[int, ...], asked: Mapping, where: str = '') -> None:
         if asked[name] not in choices:
             refuse(name, f'a known name{nearest(asked[name], choices)}')
     for name in asked:
-        if name not in (*known, 'probes') and not 0 < asked[name] < 1:
-            refuse(name, 'a tolerance above 0 and below 1')
+        if name not in (*known, 'probes') and not ode.LEAST_TOLERANCE <= asked[name] < 1:
+            refuse(name, f'a tolerance below 1, of {ode.LEAST_TOLERANCE:g} (of float32) or more')
     if asked['probes'] < 1:
         refuse('probes', 'a whole number of at least 1')
     dims, exact = shape[0] * shape[1] * shape[2], asked['divergence'] == 'exact'

@@ -144,7 +144,7 @@ def check(config) -> None:
         require(standing >= 0, 'sample.standing', standing, 'a whole number, 0 or more')
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
     for field in ('ema_rampup', 'ema_start'):
-        require(config[field] >= 0, field, config[field], '0 or more')
+        require(0 <= config[field] < math.inf, field, config[field], '0 or more, and finite')
 
 
 def _check_growth(rules, image_size: int) -> None:

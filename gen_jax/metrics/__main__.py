@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add('--metrics', help=f'some of {",".join(compare.ROLE)} (default: fid)')
     add('--weights', default='', metavar='FILE', help='of the network (default: the cache)')
     add('--network', help=f'{", ".join(extract.NETWORKS)} (the first)')
-    add('--resize', help='for inception: tf1, pytorch_fid or clean (default: tf1)')
+    add('--resize', help=f'for inception: {", ".join(RESIZES)} (default: tf1)')
     add('--dims', type=int, help=f'for inception: features, of {extract.DIMS} (the first)')
     add('--n', type=at_least(2), help='take the first N images of each set (default: all)')
     add('--batch_size', type=at_least(1), help='images at a time (default: what is fastest here)')

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.errors import UserError
+from gen_jax.errors import NotFinite, UserError
 from gen_jax.metrics.diversity import over_batches
 
 
@@ -63,7 +63,7 @@ def path_length(
 
     lengths = over_batches(measure, len(a), batch_size) / epsilon**2
     if not np.isfinite(lengths).all():
-        raise UserError(
+        raise NotFinite(
             f'{(~np.isfinite(lengths)).sum()} of {len(a)} path lengths are not finite: '
             'look at the images that the generator gives'
         )

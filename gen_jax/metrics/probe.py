@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen_jax.errors import UserError
+from gen_jax.errors import NotFinite, UserError
 from gen_jax.metrics.accuracy import Share, share
 
 MOST_STEPS = 300  # of L-BFGS
@@ -64,8 +64,8 @@ def _parts(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def flat(features: np.ndarray) -> np.ndarray:
-    """Features [n, ...] as [n, d]; UserError where some are not finite."""
+    """Features [n, ...] as [n, d]; NotFinite where some are not finite."""
     features = np.asarray(features).reshape(len(features), -1)
     if not all(np.isfinite(part).all() for part in _parts(features)):
-        raise UserError('a probe of features that are not finite: the model has diverged')
+        raise NotFinite('a probe of features that are not finite: the model has diverged')
     return features

@@ -525,6 +525,12 @@ def test_bits_per_dim_begin_where_the_config_says():
         ({'diffusion__t_min': 0.5}, 'diffusion.t_min=0.5: expected 0'),
         ({'diffusion__t_min': 0.05, 'diffusion__range': (0.002, 0.04)}, r'more, below 0\.04'),
         ({'ema_rampup': -0.1}, 'ema_rampup=-0.1: expected 0'),
+        ({'ema_rampup': float('inf')}, 'ema_rampup=inf: expected 0 .* finite'),
+        ({'diffusion__weighting': 'likelihood'}, "'uniform' with weighting='likelihood'"),
+        (
+            {'likelihood__divergence': 'rademacher', 'likelihood__tolerance': 1e-12},
+            'tolerance=1e-12: expected a tolerance below 1, of 1e-07',
+        ),
         ({'diffusion__told': 'level'}, "for process='ladder'"),
         ({'diffusion__process': 'ladder'}, "'level' with process='ladder'"),
         ({'diffusion__levels': 1}, 'at least 2'),

@@ -339,8 +339,8 @@ def test_untrained_network_is_a_gaussian():
         ({'divergence': 'normal'}, "divergence='normal': expected a known name; known are"),
         ({'probes': 0}, 'probes=0: expected a whole number of at least 1'),
         ({'divergence': 'exact', 'probes': 2}, "probes=2: expected 1, as divergence='exact' draws"),
-        ({'rtol': 0.0}, 'rtol=0.0: expected a tolerance above 0'),
-        ({'atol': 1.0}, 'atol=1.0: expected a tolerance above 0 and below 1'),
+        ({'rtol': 0.0}, 'rtol=0.0: expected a tolerance below 1, of 1e-07'),
+        ({'atol': 1.0}, 'atol=1.0: expected a tolerance below 1, of 1e-07'),
     ],
 )
 def test_refused(options, told):

@@ -14,7 +14,11 @@ from gen_jax.errors import UserError
 from gen_jax.interop import adm, dit, ncsnv2, published, song
 
 CLASSES = {'data.num_classes': 10}
-BOUND = {'diffusion.learned_variance': True, 'diffusion.loss': 'hybrid'}
+BOUND = {
+    'diffusion.learned_variance': True,
+    'diffusion.loss': 'hybrid',
+    'sampler.variance': 'learned_range',
+}
 NCSNPP = {
     'model.embedding': 'fourier',
     'model.encoder': 'residual',

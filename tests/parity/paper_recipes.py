@@ -112,6 +112,7 @@ EDM = {
     'diffusion.label_dropout': 0.0,
     'sampler.name': 'heun',
     'sampler.spacing': 'karras',
+    'sampler.clip': False,
     'data.flip': False,  # --xflip
 }
 ADM = {
@@ -125,6 +126,8 @@ ADM = {
 }
 GUIDED = ADM | {
     'diffusion.timesteps': 1000,  # --diffusion_steps
+    'sampler.name': 'ancestral',
+    'sampler.clip': True,  # --clip_denoised
     'diffusion.learned_variance': True,  # --learn_sigma
     'diffusion.loss': 'hybrid',  # --use_kl False
     'diffusion.vlb_weight': 1e-3,  # --rescale_learned_sigmas False: 1 / T
@@ -229,6 +232,7 @@ NCSN = (
         'diffusion.prediction': 'score',  # model.scale_by_sigma
         'diffusion.told': 'log_sigma',
         'sampler.name': 'predictor_corrector',  # reverse_diffusion and langevin
+        'sampler.clip': False,
         'ema_decay': 0.999,
         'sample.knobs.snr': 0.16,
         'sampler.corrections': 1,  # sampling.n_steps_each
@@ -236,6 +240,7 @@ NCSN = (
     }
 )
 ERMON = {
+    'sampler.clip': False,
     'optimizer.learning_rate': 1e-4,  # optim.lr
     'optimizer.b1': 0.9,
     'optimizer.b2': 0.999,
@@ -315,6 +320,8 @@ DDPM = SAME | {
     'sampler.clip': True,  # clip_denoised
 }
 IMPROVED = {
+    'sampler.name': 'ancestral',
+    'sampler.clip': True,  # --clip_denoised
     'optimizer.learning_rate': 1e-4,  # --lr
     'optimizer.b1': 0.9,
     'optimizer.b2': 0.999,
@@ -468,7 +475,7 @@ RECIPES = {
         'sampler.variance': 'between',
         'sampler.share': 0.3,  # v
         'sampler.spacing': 'linear',  # uniformly spaced u
-        'sampler.clip': False,
+        'sampler.clip': True,  # see the config
         'sample.knobs.guidance': 1.1,  # 1 + w
     },
     (CLASSIFIERS, ''): NOISED
