@@ -255,7 +255,8 @@ class Judge:
         source, label = self._real_images, self._program.config.sample.label
         alike = np.arange(len(source))
         if self._program.num_classes and label >= 0:  # one class is not as diverse as all
-            alike = np.flatnonzero(sources.labels_of(source) == label)
+            of_class = np.flatnonzero(sources.labels_of(source) == label)
+            alike = of_class if len(of_class) > 1 else alike
         # Spread over the split, which may be sorted by class.
         at = alike[np.linspace(0, len(alike) - 1, min(DIVERSE, len(alike))).astype(int)]
         real = np.stack([example['image'] for example in sources.read(source, at)])

@@ -38,7 +38,8 @@ def run(config, folder: Path, stopped: int = 0) -> int:
         the end of the work.
 
     Returns:
-      The exit code: 0 once all steps are done and judged, before that `stopped`.
+      The exit code: `stopped` where a signal stopped it, which after the last step leaves numbers
+      and pictures to the next start; else 0.
 
     Raises:
       UserError: bad config, data, workdir or checkpoint; data of another number of examples than
@@ -67,12 +68,11 @@ def run(config, folder: Path, stopped: int = 0) -> int:
             logging.info('going on from step %d of %s', start, folder)
         del imported
         with Interruption() as stop, contextlib.closing(loop.begin(start, checkpoints)):
-            done, state = loop.steps(start, state, stop)
+            done, state, stopping = loop.steps(start, state, stop)
     print_end(program, folder, done, fingerprint(state))
     if jax.process_index() == 0:
         print_rows(loop.trials.recorded(done))
-    judged = loop.trials.recorded(done) or not loop.trials.due(done)
-    return 0 if done >= config.steps and judged else stopped
+    return stopped if stopping else 0
 
 
 class Loop:
@@ -99,7 +99,7 @@ class Loop:
         return self.writers
 
     def steps(self, start: int, state, stop: 'Interruption'):
-        """Steps until the end or an interruption; returns the steps done and the state."""
+        """Steps until the end or an interruption: the steps done, the state, and which it was."""
         config = self.program.config
         # What the last run was stopped before.
         if start and self.draws(start):
@@ -124,7 +124,7 @@ class Loop:
                 self.evaluate(done, state)
         if not stopping and config.sample_every:
             self.draw_if_missing(done, state)
-        return done, state
+        return done, state, stopping
 
     def step(self, step: int, state):
         """One step; it is under way, not done, when this returns."""

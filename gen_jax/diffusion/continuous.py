@@ -325,8 +325,8 @@ def check(config) -> None:
     require(share == 0 or config.network == 'song', named, share, expected)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    most = config.ema_rampup
-    require(0 <= most < math.inf, 'ema_rampup', most, '0 (none) or more, and finite')
+    rampup = config.ema_rampup
+    require(0 <= rampup < math.inf, 'ema_rampup', rampup, '0 (none) or more, and finite')
     finite, score = diffusion.process != 'flow', tells_score(diffusion)
     solvers.check(config, continuous=True, finite=finite, score=score)
 

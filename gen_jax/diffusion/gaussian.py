@@ -318,8 +318,8 @@ def check(config) -> None:
     _check_fit(diffusion, sampler)
     conditions.check(config)
     require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    most = config.ema_rampup
-    require(0 <= most < np.inf, 'ema_rampup', most, '0 (none) or more, and finite')
+    rampup = config.ema_rampup
+    require(0 <= rampup < np.inf, 'ema_rampup', rampup, '0 (none) or more, and finite')
     T, finite = diffusion.timesteps, not diffusion.zero_snr
     solvers.check(config, continuous=False, finite=finite, most=T)
 

@@ -36,8 +36,7 @@ def collect_rarely() -> None:
 
 
 def resident(name: str) -> int | None:
-    """Bytes of this process as Linux counts them: VmRSS is now, VmHWM the most so far; None: it
-    does not.
+    """Bytes of this process: VmRSS is now, VmHWM the most so far; None where Linux does not count.
 
     What `resource.getrusage` calls the most may be of the process that started this one.
     """
