@@ -138,9 +138,9 @@ def claimed(config, folder: Path, step: int, state) -> Path:
         'diffusion.',
         'init_from',
     )
-    if config.sample.get('standing'):  # whose batches are as large as those of training
-        decides += ('batch_size', 'accumulate')
     settings = {k: v for k, v in workdir.flat(config).items() if k.startswith(decides)}
+    if config.sample.get('standing'):  # whose batches are as large as those of training
+        settings |= {name: config[name] for name in ('batch_size', 'accumulate')}
     settings |= {'step': step, 'state': fingerprint(state)}
     path = out / 'settings.json'
     have = workdir.read_json(path) if path.exists() else settings

@@ -187,7 +187,8 @@ def test_samples_take_standing_statistics_where_asked_and_say_so(tmp_path):
     assert (images[0] != images[1]).mean() > 0.2
     evaluate.run(config, tmp_path)
     rows = json.loads((tmp_path / 'metrics.json').read_text())
-    assert rows['diversity_ssim']['standing'] == 4
+    batches = {'batches': 4, 'batch_size': config.batch_size, 'accumulate': 1}
+    assert rows['diversity_ssim']['standing'] == batches
 
 
 @pytest.mark.slow
