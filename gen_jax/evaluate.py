@@ -87,6 +87,19 @@ class Trials:
                     f'{nearest(self._best, self._judge.given())}'
                 )
 
+    def require_none(self) -> None:
+        """For a training that begins: numbers and a best state of another would pass for its own.
+
+        Raises:
+          UserError: there are some, of a training whose checkpoints were removed.
+        """
+        for place in (self._path(0).parent, self._folder / 'best.json'):
+            if place.exists():
+                raise UserError(
+                    f'{place} is of a training whose checkpoints are gone: move evaluations/, '
+                    'best/ and best.json away, or start anew with another --workdir'
+                )
+
     def due(self, step: int) -> bool:
         """Whether the numbers of a step are wanted."""
         config = self._program.config

@@ -56,6 +56,7 @@ def run(config, folder: Path, stopped: int = 0) -> int:
     with contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints:
         restored = checkpoints.restore(program.state_shape)
         if restored is None:
+            loop.trials.require_none()
             start, state = 0, imported
             if imported is None:
                 state = program.init()

@@ -261,6 +261,19 @@ def test_training_evaluates_and_keeps_the_best(tmp_path):
 
 
 @pytest.mark.slow
+def test_numbers_of_a_training_that_is_gone_are_not_taken_for_those_of_the_next(tmp_path):
+    metrics = {'eval.every_metrics': ('per_example',)}
+    config = in_training(**{**metrics, 'eval.best': 'highest elbo'})
+    train.run(config, tmp_path)
+    shutil.rmtree(tmp_path / 'checkpoints')
+    for left in ('evaluations', 'best.json'):
+        with pytest.raises(UserError, match=f'{left} is of a training whose checkpoints are gone'):
+            train.run(config, tmp_path)
+        (tmp_path / left).rename(tmp_path / f'old_{left}')
+    assert train.run(config, tmp_path) == 0
+
+
+@pytest.mark.slow
 def test_the_highest_may_be_the_best(tmp_path):
     metrics = {'eval.every_metrics': ('per_example',)}
     train.run(in_training(**{**metrics, 'eval.best': 'highest elbo'}), tmp_path)
