@@ -58,6 +58,7 @@ MORE_MISTAKES = [
     (['--stopped=256'], '--stopped=256'),
     (['--processes=2', '--process=0'], '--coordinator'),
     (['--config.seed=-1'], 'config.seed=-1'),
+    (['--config.edit.mask=left'], "config.edit.mask='left' changes nothing without edit.task="),
     (['--config.method=diffusion.unet'], 'is not a method'),
     (['--config.optimizer.decay_steps=50'], 'optimizer.warmup=100'),
     (['--config.optimizer.clip=-1'], 'config.optimizer.clip=-1.0'),

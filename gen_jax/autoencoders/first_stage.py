@@ -51,6 +51,20 @@ KINDS = {
 # Of w: it is no larger, and no gradient is taken to be smaller.
 LARGEST_WEIGHT, SMALLEST_GRADIENT = 1e4, 1e-4
 
+# See gen_jax.idle.
+SERVES = (
+    (
+        'judge.width judge.layers first_stage.judged_from',
+        lambda c: c.first_stage.judge_weight,
+        'first_stage.judge_weight',
+    ),
+    (
+        'first_stage.perceptual_weight first_stage.perceptual_weights first_stage.perceptual_heads',
+        lambda c: c.first_stage.perceptual,
+        'first_stage.perceptual',
+    ),
+)
+
 
 def defaults(kind: str = 'kl') -> dict:
     """This method's part of the config: Stable Diffusion's first stage.

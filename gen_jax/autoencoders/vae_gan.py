@@ -46,6 +46,9 @@ from gen_jax.method import (
     play,
 )
 
+# See gen_jax.idle.
+SERVES = (('vae_gan.equilibrium', lambda c: c.vae_gan.margin, 'vae_gan.margin'),)
+
 
 def defaults() -> dict:
     """This method's part of the config."""

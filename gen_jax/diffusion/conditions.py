@@ -31,6 +31,15 @@ LATENT = {
     'step': '',  # its checkpoint: a number, or best; '': the newest
     'factor': 0.0,  # that its latents are multiplied by; 0: what makes their deviation 1
 }
+# See gen_jax.idle.
+SERVES = (
+    ('latent.step latent.factor', lambda c: c.latent.workdir, 'latent.workdir'),
+    (
+        'diffusion.gamma',
+        lambda c: c.diffusion.weighting == 'min_snr',
+        "diffusion.weighting='min_snr'",
+    ),
+)
 KNOBS = {
     'guidance': 1.0,  # 0: unconditional, 1: conditional, more: guided
     'guidance_rescale': 0.0,  # phi, 0 to 1: contrast taken back that guidance adds

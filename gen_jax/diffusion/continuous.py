@@ -51,6 +51,33 @@ PREDICTIONS = (*predictions.PREDICTIONS, 'edm')
 PAIRINGS = ('random', 'optimal')
 VARIANCES = (*samplers.VARIANCES, 'between')
 
+# See gen_jax.idle.
+SERVES = (
+    *continuous_time.SERVES,
+    *conditions.SERVES,
+    *solvers.SERVES,
+    (
+        'diffusion.t_min',
+        lambda c: c.diffusion.times == 'uniform' or c.likelihood.divergence,
+        "diffusion.times='uniform' or a likelihood.divergence",
+    ),
+    (
+        'diffusion.sigma_data',
+        lambda c: 'edm' in (c.diffusion.prediction, c.diffusion.weighting),
+        "prediction or weighting 'edm'",
+    ),
+    (
+        'likelihood.dequantisation likelihood.tolerance',
+        lambda c: c.likelihood.divergence,
+        'likelihood.divergence',
+    ),
+    (
+        'likelihood.probes',
+        lambda c: c.likelihood.divergence in ('rademacher', 'gaussian'),
+        "likelihood.divergence='rademacher' or 'gaussian'",
+    ),
+)
+
 
 def defaults(network: str = 'unet') -> dict:
     """The method's part of a config: EDM (Karras et al. 2022) with a small net for the digits."""

@@ -41,6 +41,15 @@ PROCESSES = {
 BETAS, SIGMAS = ('beta_min', 'beta_max'), ('sigma_min', 'sigma_max')
 RANGED = {'vp_linear': BETAS, 'sub_vp': BETAS, 've': SIGMAS, 'edm': SIGMAS, 'ladder': SIGMAS}
 RANGED |= {'vp_angle': ('ratio_min', 'ratio_max')}
+# See gen_jax.idle.
+SERVES = (
+    ('diffusion.levels', lambda c: c.diffusion.process == 'ladder', "diffusion.process='ladder'"),
+    (
+        'diffusion.times_mean diffusion.times_std',
+        lambda c: c.diffusion.times in ('lognormal', 'logit_normal'),
+        "diffusion.times='lognormal' or 'logit_normal'",
+    ),
+)
 TOLD = ('time', 'log_ratio', 'log_sigma', 'level')
 IN_FLOWS = "with process='flow', which starts where sigma / alpha is infinite"
 

@@ -17,6 +17,14 @@ FIELDS = {
     'zero_snr': False,
     'told': 'time',  # time (t), thousandths (1000 t / T)
 }
+# See gen_jax.idle.
+SERVES = (
+    (
+        'diffusion.beta_min diffusion.beta_max',
+        lambda c: c.diffusion.betas != 'cosine',
+        "diffusion.betas='linear' or 'scaled_linear'",
+    ),
+)
 TOLD = ('time', 'thousandths')
 
 

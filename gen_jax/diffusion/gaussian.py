@@ -56,6 +56,14 @@ TIMES = ('uniform', 'loss_second_moment')
 # Spacings that begin at the last time whatever the steps are (Lin et al. 2024, section 3.3).
 REACHING = ('linspace', 'trailing')
 
+# See gen_jax.idle.
+SERVES = (
+    *discrete.SERVES,
+    *conditions.SERVES,
+    *solvers.SERVES,
+    ('diffusion.vlb_weight', lambda c: c.diffusion.loss == 'hybrid', "diffusion.loss='hybrid'"),
+)
+
 
 class State(struct.PyTreeNode):
     """All that training changes.

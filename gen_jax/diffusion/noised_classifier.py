@@ -45,6 +45,9 @@ FIELDS = {
     },
 }
 
+# See gen_jax.idle.
+SERVES = (*discrete.SERVES, *continuous_time.SERVES)
+
 
 def defaults(time: str = 'discrete') -> dict:
     """The method's part of a config: a small net for the house's default data, the 8x8 digits.

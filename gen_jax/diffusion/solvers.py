@@ -98,6 +98,31 @@ SAMPLERS = {
     ),
 }
 
+# See gen_jax.idle. The bound has variances too, and trajectories of every other sampler spacings.
+SERVES = (
+    ('sampler.rho', lambda c: c.sampler.spacing == 'karras', "sampler.spacing='karras'"),
+    (
+        'sampler.spacing',
+        lambda c: not _named(c).chooses,
+        'a sampler that is told its steps',
+    ),
+    ('sampler.share', lambda c: c.sampler.variance == 'between', "sampler.variance='between'"),
+    (
+        'sampler.churn_range sampler.churn_noise',
+        lambda c: c.sample.knobs.churn,
+        'sample.knobs.churn',
+    ),
+    *(
+        (f'sampler.{field}', lambda c, x=field: x in _named(c).options, f'a sampler of {field}')
+        for field in ('order', 'corrections', 'solver')
+    ),
+)
+
+
+def _named(config) -> Sampler:
+    """The one of a config; 'ddim' where there is none of its name, which is told elsewhere."""
+    return SAMPLERS.get(config.sampler.name, SAMPLERS['ddim'])
+
 
 def defaults(name: str, spacing: str, variance: str, clip: bool, continuous: bool) -> dict:
     """The part `sampler` of a method's config.

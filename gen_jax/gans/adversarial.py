@@ -30,6 +30,7 @@ import optax
 from flax import struct
 
 from gen_jax.gans import networks
+from gen_jax.gans import rules as game_rules
 from gen_jax.gans.game import (
     NOISE,
     PATH,
@@ -65,6 +66,8 @@ UNTRUNCATED = {'temperature': 1.0, 'truncation': 0.0, 'psi': 1.0}
 PENALTY_WEIGHT, PATH_LENGTH = 'gan.penalty_weight', 'gan.path_length'
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many
+
+SERVES = game_rules.SERVES  # see gen_jax.idle
 
 
 def defaults(network: str = 'dcgan') -> dict:

@@ -39,6 +39,23 @@ STYLE_KNOBS = {
     'psi': 1.0,  # truncation in w; 1: none, 0: the mean
 }
 
+# See gen_jax.idle.
+SERVES = (
+    (
+        'gan.penalty_weight gan.penalty_target gan.penalty_every',
+        lambda c: c.gan.penalty,
+        'gan.penalty',
+    ),
+    (
+        'gan.auxiliary_weight',
+        lambda c: c.model.get('condition') == 'auxiliary',
+        "model.condition='auxiliary'",
+    ),
+    ('gan.path_length_every', lambda c: c.gan.path_length, 'gan.path_length'),
+    ('gan.instance_noise_steps', lambda c: c.gan.instance_noise, 'gan.instance_noise'),
+    ('model.label_layers model.shared_dim', lambda c: c.data.num_classes, 'data.num_classes'),
+)
+
 
 def rules_for(network: str) -> dict:
     """`config.gan` for a network: the non-saturating game, alone.
