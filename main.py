@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int | None:
     except Exception as error:  # flags can be wrong in many a way
         raise UserError(in_one_line(error)) from None
     file = config_flags.get_config_filename(FLAGS['config'])
-    folder = Path(FLAGS.workdir or workdir.usual(file)).absolute()
+    folder = Path(os.path.expanduser(FLAGS.workdir or workdir.usual(file))).absolute()
     mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
     collect_rarely()
     try:

@@ -257,9 +257,9 @@ def are_positive(values: Iterable) -> bool:
 
 
 def are_ends(values: tuple) -> bool:
-    """Whether a config's tuple is two numbers, the first 0 or more and below the second."""
+    """Whether a config's tuple is two finite numbers, the first 0 or more and below the second."""
     numbers = len(values) == 2 and all(isinstance(x, int | float) for x in values)
-    return numbers and 0 <= values[0] < values[1]
+    return numbers and 0 <= values[0] < values[1] < math.inf  # which JSON has not
 
 
 def require_unlabelled(config: ml_collections.ConfigDict) -> None:

@@ -16,6 +16,7 @@ from gen_jax.errors import UserError
 from gen_jax.judge import Judge
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import Checkpoints
+from gen_jax.runtime.process import as_first_sees
 from gen_jax.runtime.program import Program
 from gen_jax.sample import claimed, load, stored
 
@@ -137,7 +138,7 @@ class Trials:
 
     def _keep_best(self, step: int, state, data: dict, row: dict) -> None:
         path, folder = self._folder / 'best.json', self._folder / 'best'
-        have = workdir.read_json(path) if path.exists() else {}
+        have = as_first_sees(workdir.read_json(path) if path.exists() else {})
         value = row['value']
         asked = {'asked': self._program.config.eval.best}
         asked |= {name: row[name] for name in COMPARABLE if name in row}
@@ -145,7 +146,6 @@ class Trials:
         # A run that goes on from before its best finds it again, and nothing better on the way.
         if not math.isfinite(value) or (same and self._sign * (value - have['value']) >= 0):
             return
-        multihost_utils.sync_global_devices('best read')
         if jax.process_index() == 0 and (not same or have['step'] > step):
             # Orbax would keep the newest step, whatever it is worth.
             path.unlink(missing_ok=True)

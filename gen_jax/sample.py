@@ -19,6 +19,7 @@ from gen_jax.errors import UserError
 from gen_jax.interop import published
 from gen_jax.runtime import arrays, images, random, workdir
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
+from gen_jax.runtime.process import as_first_sees
 from gen_jax.runtime.program import Program
 
 PART = 256  # images, at least, in a file of a sampling that is under way
@@ -111,7 +112,7 @@ def loaded(shape, folder: Path, step: str | None, field: str, begin: Callable | 
     if step not in (None, 'best') and not step.isdecimal():
         raise UserError(f"{field}={step!r}: expected a number, or 'best'")
     place = folder / ('best' if step == 'best' else 'checkpoints')
-    if place.is_dir():
+    if as_first_sees(place.is_dir()):
         with contextlib.closing(Checkpoints(place)) as checkpoints:
             number = int(step) if step and step != 'best' else None
             restored = checkpoints.restore(shape, number)
@@ -136,14 +137,14 @@ def claimed(config, folder: Path, step: int, state) -> Path:
         'sample.standing',
         'sampler.',
         'diffusion.',
-        'init_from',
+        *(() if step else ('init_from',)),
     )
     settings = {k: v for k, v in workdir.flat(config).items() if k.startswith(decides)}
     if config.sample.get('standing'):  # whose batches are as large as those of training
         settings |= {name: config[name] for name in ('batch_size', 'accumulate')}
     settings |= {'step': step, 'state': fingerprint(state)}
     path = out / 'settings.json'
-    have = workdir.read_json(path) if path.exists() else settings
+    have = as_first_sees(workdir.read_json(path) if path.exists() else settings)
     different = [name for name in settings if have.get(name) != settings[name]]
     if different:
         name = different[0]
@@ -151,7 +152,6 @@ def claimed(config, folder: Path, step: int, state) -> Path:
             f'{out} holds samples of other settings ({name} was {have.get(name)!r}, is '
             f'{settings[name]!r}): move it away, or choose another --config.seed'
         )
-    multihost_utils.sync_global_devices('settings read')
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         workdir.write_json(path, settings)
@@ -161,9 +161,8 @@ def claimed(config, folder: Path, step: int, state) -> Path:
 
 def _draw_pngs(program: Program, state, out: Path) -> None:
     sample = program.config.sample
-    missing = np.array([i for i in range(sample.n) if not (out / f'{i:06d}.png').exists()], int)
-    # Everyone has looked before anyone writes.
-    multihost_utils.sync_global_devices('missing images listed')
+    missing = [i for i in range(sample.n) if not (out / f'{i:06d}.png').exists()]
+    missing = np.array(as_first_sees(missing), int)  # before anyone writes
     if len(missing) < sample.n:
         logging.info('%d of %d images are there already', sample.n - len(missing), sample.n)
     for start in range(0, len(missing), sample.batch_size):
@@ -187,9 +186,8 @@ def stored(program: Program, state, out: Path, n: int) -> Iterator[np.ndarray]:
     Yields:
       uint8 [b, h, w, c].
     """
-    whole, parts = min(n, _in_whole(out)), _parts(out)
-    # Everyone has looked before anyone writes.
-    multihost_utils.sync_global_devices('parts listed')
+    # Before anyone writes.
+    whole, parts = as_first_sees((min(n, _in_whole(out)), _parts(out)))
     if jax.process_index() == 0:
         for left in out.glob('.*.partial.npy'):  # by a run that was killed
             left.unlink()
@@ -234,7 +232,7 @@ def _draw_npz(program: Program, state, out: Path) -> None:
     Until all are there they lie in parts, named by the indices they hold. More than n stay.
     """
     n = program.config.sample.n
-    if _in_whole(out) >= n:
+    if as_first_sees(_in_whole(out)) >= n:
         return
     made, condition = stored(program, state, out, n), program.condition(np.arange(n))
     labels = {name: condition[name] for name in condition.keys() & {'label'}}

@@ -18,6 +18,7 @@ from gen_jax.errors import NotFinite, UserError
 from gen_jax.evaluate import Trials, print_rows
 from gen_jax.runtime import images, workdir, writer
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
+from gen_jax.runtime.process import as_first_sees
 from gen_jax.runtime.program import Program
 from gen_jax.sample import LatentGrids, imported_state, loaded
 
@@ -50,18 +51,24 @@ def run(config, folder: Path, stopped: int = 0) -> int:
     batches = pipeline.train_iterator(config, source, program.rows)
     workdir.check(config, folder)
     loop = Loop(program, folder, batches)
-    # Read before anything is written, so that a mistake in it leaves nothing behind.
-    imported = imported_state(program, source) if config.init_from else None
-    workdir.claim(config, folder)
-    with contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints:
+
+    def first():
+        if config.init_from:
+            return imported_state(program, source)
+        state = program.init()
+        return latent.begun(program, state, source, loaded) if latent.stage_of(config) else state
+
+    # Read before anything is written, so that a mistake in it leaves nothing behind; and not where
+    # training goes on, perhaps without the file.
+    imported = first() if config.init_from and not has_begun(folder) else None
+    with (
+        workdir.claimed(config, folder),
+        contextlib.closing(Checkpoints(folder / 'checkpoints', config.keep)) as checkpoints,
+    ):
         restored = checkpoints.restore(program.state_shape)
         if restored is None:
             loop.trials.require_none()
-            start, state = 0, imported
-            if imported is None:
-                state = program.init()
-                if latent.stage_of(config):
-                    state = latent.begun(program, state, source, loaded)
+            start, state = 0, first() if imported is None else imported
         else:
             start, state, position = restored
             batches.set_state(position)
@@ -74,6 +81,11 @@ def run(config, folder: Path, stopped: int = 0) -> int:
     if jax.process_index() == 0:
         print_rows(loop.trials.recorded(done))
     return stopped if stopping else 0
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint in a workdir, whole or not."""
+    return as_first_sees(any(x.name.isdigit() for x in (folder / 'checkpoints').glob('*')))
 
 
 class Loop:
@@ -105,7 +117,7 @@ class Loop:
         # What the last run was stopped before.
         if start and self.draws(start):
             self.draw_if_missing(start, state)
-        if not self.trials.recorded(start):
+        if not as_first_sees(bool(self.trials.recorded(start))):
             self.evaluate(start, state)
         done, stopping = start, False
         while done < config.steps and not stopping:
@@ -172,6 +184,7 @@ class Loop:
         """The numbers of `config.eval`, where they are due."""
         if self.trials.due(step):
             start, rows = time.monotonic(), {}
+            self.checkpoints.wait()  # numbers whose checkpoint is gone end the next start
             with telling_what_is_not_finite(step):
                 rows = self.trials(step, state, self.batches.get_state())
             if rows and jax.process_index() == 0:
@@ -214,8 +227,7 @@ class Loop:
         # The one that is drawn first.
         name = 'reconstruction' if self.program.method.sample_step is None else 'step'
         drawn = (self.folder / 'samples' / f'{name}_{step:08d}.png').exists()
-        # As process 0 sees it, which writes them, perhaps just now.
-        if not multihost_utils.broadcast_one_to_all(np.bool_(drawn)):
+        if not as_first_sees(drawn):
             self.draw(step, state)
 
 

@@ -17,7 +17,7 @@ from gen_jax.diffusion import networks
 from gen_jax.errors import UserError
 from gen_jax.interop import diffusers_ddpm
 from gen_jax.method import Method
-from gen_jax.runtime import writer
+from gen_jax.runtime import workdir, writer
 from gen_jax.runtime.program import Program
 
 FEW = {
@@ -117,7 +117,9 @@ class Bare(train.Loop):
         self.folder, self.broken, self.did = folder, broken, []
         self.batches = SimpleNamespace(get_state=dict)
         self.trials = SimpleNamespace(recorded=lambda step: True, due=lambda step: False)
-        self.checkpoints = SimpleNamespace(save=lambda step, *_: self.did.append(('save', step)))
+        self.checkpoints = SimpleNamespace(
+            save=lambda step, *_: self.did.append(('save', step)), wait=lambda: None
+        )
 
     def step(self, step, state):
         return state
@@ -152,10 +154,12 @@ def test_pictures_that_a_run_was_stopped_before_are_drawn_by_the_next(tmp_path):
 
 
 def test_an_evaluation_is_recorded_first_and_logged_by_a_name_of_its_own(tmp_path):
-    path, recorded = tmp_path / 'metrics.jsonl', []
+    """And found once its checkpoint is on disk: without one the next start would be refused."""
+    path, recorded, waited = tmp_path / 'metrics.jsonl', [], []
 
     class Trials:
         def __call__(self, *_):
+            assert waited
             return {'elbo': {'value': 1.0}}
 
         def due(self, step):
@@ -167,6 +171,7 @@ def test_an_evaluation_is_recorded_first_and_logged_by_a_name_of_its_own(tmp_pat
 
     run = Bare(tmp_path)
     run.trials, run.since = Trials(), 0.0
+    run.checkpoints.wait = lambda: waited.append(True)
     run.writers = writer.Writers([writer.JsonlWriter(path, 0)])
     run.evaluate(2, None)
     run.writers.close()
@@ -186,6 +191,7 @@ def test_what_is_not_finite_is_told_and_training_goes_on(tmp_path, caplog):
     run = train.Loop(program := Program(config, method), tmp_path, SimpleNamespace(get_state=dict))
     lines = writer.JsonlWriter(tmp_path / 'metrics.jsonl', 0)
     run.writers, run.since = writer.Writers([lines]), 0.0
+    run.checkpoints = SimpleNamespace(wait=lambda: None)
     run.draw(2, program.init())
     run.evaluate(2, program.init())
     lines.close()
@@ -378,11 +384,15 @@ def test_weights_can_only_be_imported_where_they_fit(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
-def test_published_weights_are_sampled_without_training(tmp_path):
+@pytest.fixture
+def published(tmp_path):
+    """A config, and two folders of weights for it."""
     config = default('diffusion.gaussian')
     config.update_from_flattened_dict(
         {
+            'steps': 1,
+            'batch_size': 4,
+            'sample_every': 0,
             'model.channels': 8,
             'sample.knobs.steps': 2,
             'sample.n': 2,
@@ -396,12 +406,55 @@ def test_published_weights_are_sampled_without_training(tmp_path):
         params = unet.init(jax.random.key(seed), x, np.zeros(1))['params']
         params = jax.tree.map(lambda x: x + 0.05, params)
         diffusers_ddpm.save_unet(unet, params, 8, str(tmp_path / f'weights_{seed}'))
-    config.init_from = str(tmp_path / 'weights_0')
+    return config, [str(tmp_path / f'weights_{seed}') for seed in (0, 1)]
+
+
+@pytest.mark.slow
+def test_published_weights_are_sampled_without_training(tmp_path, published):
+    config, (config.init_from, other) = published
     sample.run(config, tmp_path / 'run')
     assert len(list((tmp_path / 'run').glob('samples/at_step_00000000_seed_0/*.png'))) == 2
-    config.init_from = str(tmp_path / 'weights_1')
+    config.init_from = other
     with pytest.raises(UserError, match='init_from was'):
         sample.run(config, tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_what_began_with_published_weights_goes_on_without_their_file(tmp_path, published):
+    config, (config.init_from, other) = published
+    first, run = config.init_from, tmp_path / 'run'
+    train.run(config, run)
+    shutil.rmtree(first)
+    config.steps = 2
+    train.run(config, run)
+    # A state of training is not that of other files, nor is it said to be.
+    for asked, mode in ((other, train), ('', train), (other, sample), (other, evaluate)):
+        config.init_from = asked
+        with pytest.raises(UserError, match=rf"config\.init_from was '{first}', is '{asked}'"):
+            mode.run(config, run)
+    for config.init_from in (first, ''):
+        sample.run(config, run)
+    assert json.loads((run / 'config.json').read_text())['init_from'] == first
+
+
+@pytest.mark.slow
+def test_a_trained_state_is_not_said_to_be_a_published_one(tmp_path, published):
+    config, (weights, _) = published
+    train.run(config, tmp_path)
+    config.init_from = weights
+    with pytest.raises(UserError, match=r"init_from was '', is "):
+        sample.run(config, tmp_path)
+
+
+def test_no_second_run_writes_where_one_does(tmp_path):
+    config = small(init_from='')
+    with workdir.claimed(config, tmp_path):
+        config.steps += 1
+        with pytest.raises(UserError, match=f'another run is writing to {tmp_path}: wait'):
+            train.run(config, tmp_path)
+        assert json.loads((tmp_path / 'config.json').read_text())['steps'] == config.steps - 1
+    with workdir.claimed(config, tmp_path):
+        pass
 
 
 def test_without_a_checkpoint_one_line_says_to_train(tmp_path):

@@ -53,6 +53,12 @@ class Folder:
         self._size, self._channels, self._fit = image_size, channels, fit
         check_images([path for path, _ in self._items])
 
+    @property
+    def described(self) -> str:
+        """Names of files and their labels: equal folders, equal texts."""
+        parts = ((Path(path).parts[-2:], label) for path, label in self._items)
+        return '\n'.join(f'{"/".join(names)} {label}' for names, label in parts)
+
     def __len__(self) -> int:
         return len(self._items)
 

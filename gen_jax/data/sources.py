@@ -10,12 +10,14 @@ that `cropped(indices, least, crops) -> [example, ...]` gives, where images are 
 shown (see `fitting.crop_image`). Sources can be pickled, and read by many threads at once.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gen_jax.config import nearest
 from gen_jax.data import fitting
@@ -109,6 +111,7 @@ def open_source(data, split: str) -> Source:
     elif kind == 'folder':
         _check_channels(data, None)
         source = Folder(name, split, data.image_size, data.channels, data.fit)
+        _check_same(name, source.described)
     else:
         # Imported here: only this source needs tensorflow_datasets.
         from gen_jax.data import tfds_source
@@ -125,6 +128,17 @@ def open_source(data, split: str) -> Source:
     if not len(source):
         raise UserError(f'{data.source} {split!r} has no examples: choose another split')
     return source
+
+
+def _check_same(name: str, described: str) -> None:
+    """Raises UserError where processes have other files, of which each would take its share."""
+    mine = np.uint32(zlib.crc32(described.encode()))
+    other = np.atleast_1d(multihost_utils.process_allgather(mine)) != mine
+    if other.any():
+        raise UserError(
+            f'folder:{name} is not the same for this process and for process {np.argmax(other)}: '
+            'put it on a disk that all processes mount, or make the copies alike'
+        )
 
 
 def _check_channels(data, channels: int | None) -> None:

@@ -19,6 +19,7 @@ SHAPES = ('square', 'ellipse', 'heart')
 FACTORS = ('shape', 'scale', 'rotation', 'x', 'y')
 SIZES = (3, 6, 40, 32, 32)  # values of each factor
 SPLITS = ('all', 'train', 'test')
+MOST = 10**8  # images whose order is kept in memory, 4 bytes each
 
 # In pixels of 64, at scale 1.
 SIDE = 64
@@ -124,6 +125,8 @@ def parse_sizes(text: str) -> tuple[int, ...]:
             f'sprites:{text}: expected how many values {names} have, of shapes at most '
             f'{len(SHAPES)}, such as sprites:{"x".join(map(str, SIZES))}'
         )
+    if math.prod(sizes) > MOST:
+        raise UserError(f'sprites:{text}: {math.prod(sizes):,} images, expected at most {MOST:,}')
     return sizes
 
 
@@ -132,7 +135,8 @@ class Sprites:
 
     dSprites has no splits: models of it learn from all images, and are judged by the same. That is
     'all', in its order. A tenth of them, drawn without regard to factors, is 'test', and the others
-    are 'train', both shuffled.
+    are 'train', both shuffled. As the last rotation looks like the first, a twentieth of 'test' has
+    its twin there, but for one in ten which has it in 'test'.
 
     Example i has image, uint8 [size, size, 1]; label, the shape; and factors, int32 [5].
     """

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import time
 import urllib.error
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
 from gen_jax.config import nearest
@@ -235,11 +236,11 @@ def _one_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet():
     """Silences what TFDS prints, logs and draws, none of which a user can act on."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
+    level = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(level)
+        absl_logging.set_verbosity(level)

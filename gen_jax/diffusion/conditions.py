@@ -93,7 +93,7 @@ def check(config) -> None:
     )
     ends, knobs = tuple(config.sampler.guidance_interval), config.sample.knobs
     phi, negative, null = knobs.guidance_rescale, knobs.negative_label, config.data.num_classes
-    expected = '() or two numbers, 0 <= least < most'
+    expected = '() or two finite numbers, 0 <= least < most'
     require(not ends or are_ends(ends), 'sampler.guidance_interval', ends, expected)
     require(math.isfinite(scale), 'sample.knobs.guidance', scale, 'a finite number')
     require(0 <= phi <= 1, 'sample.knobs.guidance_rescale', phi, '0 to 1')

@@ -107,8 +107,8 @@ def _check_range(diffusion) -> None:
     if not ends:
         return
     require(name in RANGED, 'diffusion.range', ends, f'(), as process={name!r} has none')
-    ok = are_ends(ends) and ends[0] > 0 and ends[1] < math.inf
-    require(ok, 'diffusion.range', ends, 'two numbers, 0 < least < most')
+    ok = are_ends(ends) and ends[0] > 0
+    require(ok, 'diffusion.range', ends, 'two finite numbers, 0 < least < most')
     # alpha at t_max is exp(-sum / 4).
     some = RANGED[name] != BETAS or sum(ends) < -4 * math.log(np.finfo(np.float32).tiny)
     expected = 'less beta: so much leaves nothing of the image in float32'

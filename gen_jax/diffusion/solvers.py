@@ -274,7 +274,7 @@ def _check_options(options) -> None:
     share = options.share
     require(0 <= share <= 1, 'sampler.share', share, '0 (fixed_small) to 1 (fixed_large)')
     ends, noise, solver = tuple(options.churn_range), options.churn_noise, options.solver
-    require(are_ends(ends), 'sampler.churn_range', ends, 'two numbers, 0 <= low < high')
+    require(are_ends(ends), 'sampler.churn_range', ends, 'two finite numbers, 0 <= low < high')
     require(0 < noise < math.inf, 'sampler.churn_noise', noise, 'a number above 0')
     known = ode.SOLVERS
     require(solver in known, 'sampler.solver', solver, f'a known name{nearest(solver, known)}')

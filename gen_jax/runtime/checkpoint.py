@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from gen_jax.errors import UserError
@@ -38,8 +40,13 @@ class Checkpoints:
             read_only=keep is None,
             cleanup_tmp_directories=keep is not None,
         )
-        handlers = {'state': ocp.PyTreeCheckpointHandler(), 'data': ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._handlers = {
+            'state': ocp.PyTreeCheckpointHandler(),
+            'data': ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=options, item_handlers=self._handlers
+        )
 
     def save(self, step: int, state, data: dict) -> None:
         """Starts to write; returns as soon as the state may be overwritten."""
@@ -62,39 +69,34 @@ class Checkpoints:
           (step, state, data), or None where there is no checkpoint at all.
 
         Raises:
-          UserError: the checkpoint holds another state than asked for, or none is readable.
+          UserError: the checkpoint holds another state than asked for, none is readable, or
+            processes see other steps.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self._steps()
         if step is not None and step not in steps:
             raise UserError(
                 f'no checkpoint of step {step} in {self._folder}; there are: {sorted(steps)}'
             )
         tried = steps if step is None else [step]
         for candidate in tried:
-            try:
-                saved = self._manager.item_metadata(candidate)['state'].tree
-                self._check_same(saved, state, candidate)
-                found = self._manager.restore(candidate, args=_asked(state))
-            except (UserError, MemoryError, PermissionError):
-                raise
-            # Orbax raises whatever the broken part led to: ValueError, KeyError, OSError, ...
-            except Exception as error:
-                if 'RESOURCE_EXHAUSTED' in str(error):
-                    raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                logging.warning(
-                    'checkpoint %s is damaged (%.160s); trying the one before it',
-                    self._folder / str(candidate),
-                    reason,
-                )
-            else:
-                return candidate, found.state, found.data
-        if tried:
-            raise UserError(
-                f'no readable checkpoint in {self._folder} (tried steps {tried}): restore the '
-                'folder from a copy, or start anew with another --workdir'
+            found, reason = self._read_or_why(candidate, state)
+            # One process may find a part damaged that others have no need of.
+            if multihost_utils.process_allgather(np.bool_(found is not None)).all():
+                return candidate, *found
+            del found  # its memory is the next one's
+            logging.warning(
+                'checkpoint %s is damaged (%.160s)', self._folder / str(candidate), reason
             )
-        return None
+        if not tried:
+            return None
+        if step is not None:
+            raise UserError(
+                f'checkpoint {self._folder / str(step)} is damaged: take another, of {steps}'
+            )
+        raise UserError(
+            f'no readable checkpoint in {self._folder} (tried steps {tried}): restore the folder '
+            'from a copy, or start anew with another --workdir'
+        )
 
     def set_aside_after(self, step: int) -> None:
         """Renames what is newer than `step` to damaged_*: the run will write these steps again."""
@@ -105,11 +107,55 @@ class Checkpoints:
         multihost_utils.sync_global_devices('set aside')
         self._manager.reload()
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
+    def wait(self) -> None:
+        """Waits until what `save` began is on disk."""
         with self._told_if_full():
             self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self.wait()
+        with self._told_if_full():
             self._manager.close()
+
+    def _steps(self) -> list[int]:
+        """Those that there are, the newest first.
+
+        Raises:
+          UserError: processes see others.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        told = multihost_utils.process_allgather(
+            np.array([len(steps), sum(steps) % 2**31], np.int32)
+        )
+        if not (told.reshape(-1, 2) == told.reshape(-1, 2)[0]).all():
+            raise UserError(
+                f'processes see other checkpoints in {self._folder}, this one {steps}: put '
+                '--workdir on a disk that all of them mount'
+            )
+        return steps
+
+    def _read_or_why(self, step: int, state) -> tuple:
+        """((state, data), None) of a checkpoint, or (None, what is wrong with it)."""
+        try:
+            saved = self._manager.item_metadata(step)['state'].tree
+            self._check_same(saved, state, step)
+            return self._read(step, state), None
+        except (UserError, MemoryError, PermissionError):
+            raise
+        # Orbax raises whatever the broken part led to: ValueError, KeyError, OSError, ...
+        except Exception as error:
+            if 'RESOURCE_EXHAUSTED' in str(error):
+                raise
+            return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+
+    def _read(self, step: int, state) -> tuple:
+        """(state, data). No process waits for another, as the manager would have it do."""
+        place, asked = epath.Path(self._folder / str(step)), _asked(state)
+        return tuple(
+            handler.restore(place / name, args=asked[name])
+            for name, handler in self._handlers.items()
+        )
 
     def _check_room(self, state) -> None:
         # Asked beforehand, because Orbax's writing threads print a traceback each when they fail.
@@ -132,7 +178,8 @@ class Checkpoints:
         # The disk's answer comes through several libraries, each with its own exception.
         except Exception as error:
             text = str(error)
-            if not any(sign in text for sign in ('No space left', 'os_error_code', 'Quota')):
+            # ENOSPC and EDQUOT, as tensorstore tells them.
+            if not re.search(r"No space left|Quota|os_error_code='(28|122)'", text):
                 raise
             raise UserError(self._full) from None
 

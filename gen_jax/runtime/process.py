@@ -1,6 +1,7 @@
-"""How our processes log and look for garbage, their memory, a function in one of its own."""
+"""How our processes log, agree and look for garbage, their memory, a function in one of its own."""
 
 import gc
+import json
 import logging
 import multiprocessing
 import signal
@@ -9,7 +10,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 
 from gen_jax.errors import UserError
 from gen_jax.runtime.compilation import return_memory
@@ -43,6 +46,20 @@ def resident(name: str) -> int | None:
     status = Path('/proc/self/status')
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+
+
+def as_first_sees(value):
+    """A value that JSON keeps, as process 0 has it; every process has to ask.
+
+    For what is read from a disk of the network, where a file may show later on other hosts, and
+    which decides what all do together.
+    """
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = np.pad(text[:length], (0, max(length - len(text), 0)))
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
 
 
 def apart(function: Callable, *args):

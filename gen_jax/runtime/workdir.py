@@ -1,8 +1,10 @@
 """A run's folder: one config, and nobody else's files."""
 
 import contextlib
+import fcntl
 import functools
 import json
+import logging
 import math
 import os
 import subprocess
@@ -23,14 +25,13 @@ FREE = (
     'checkpoint_every',
     'keep',
     'tensorboard',
-    'init_from',
     'sample',
     'sampler',
     'eval',
     'edit',
     'explore',
     'guide',
-    'latent',  # what is in the state once it has begun
+    'latent.workdir',  # the first stage is in the state once it has begun
     'likelihood',
     'mesh',
     'data.eval_split',
@@ -132,6 +133,8 @@ def check(config: ml_collections.ConfigDict, workdir: Path, after_training: bool
         if not path.exists():
             return
     free = FREE_AFTER_TRAINING if after_training else FREE
+    if after_training and not config.init_from:  # what training began with is in the state
+        free = (*free, 'init_from')
     have, want = flat(defaults_of(config)) | read_json(path), flat(config)
     different = [
         f'{name} was {have.get(name, "not there")!r}, is {want.get(name, "not there")!r}'
@@ -159,6 +162,30 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if jax.process_index() == 0:
         with _writable(workdir):
             write_json(workdir / 'config.json', flat(config))
+
+
+@contextlib.contextmanager
+def claimed(config: ml_collections.ConfigDict, workdir: Path):
+    """`claim`, until the block ends; raises UserError where another run is writing there.
+
+    Where a disk knows no locks nobody is kept out.
+    """
+    make(workdir)
+    with contextlib.ExitStack() as until:
+        if jax.process_index() == 0:
+            folder = os.open(workdir, os.O_RDONLY)
+            until.callback(os.close, folder)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f'another run is writing to {workdir}: wait for its end, stop it, or choose '
+                    'another --workdir'
+                ) from None
+            except OSError:
+                logging.warning('%s cannot be locked: start no second run there', workdir)
+        claim(config, workdir)
+        yield
 
 
 @contextlib.contextmanager

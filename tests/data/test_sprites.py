@@ -238,6 +238,10 @@ def test_the_whole_grid_is_opened_by_its_name():
         ({'source': 'sprites:4x2x4x5x2'}, 'of shapes at most 3'),
         ({'source': 'sprites:3x2x4x5x0'}, 'sprites:3x2x4x5x0'),
         ({'source': 'sprites:3x2xax5x2'}, 'sprites:3x2xax5x2'),
+        (
+            {'source': 'sprites:3x100x1000x100x100'},
+            '3,000,000,000 images, expected at most 100,000,000',
+        ),
         ({'split': 'val'}, "sprites have no split 'val'"),
         ({'image_size': 48}, 'sprites of 48 pixels: expected 64'),
         ({'channels': 3}, 'set config.data.channels=1'),

@@ -177,6 +177,7 @@ def test_a_model_of_whole_times_needs_less():
         ({'sampler.corrections': 0}, {}, 'at least 1'),
         ({'sampler.churn_range': (1.0,)}, {}, '0 <= low < high'),
         ({'sampler.churn_range': ('a', 'b')}, {}, '0 <= low < high'),
+        ({'sampler.churn_range': (0.0, float('inf'))}, {}, 'two finite numbers'),
         ({'sampler.churn_noise': 0.0}, {}, 'above 0'),
         ({'sampler.churn_noise': float('inf')}, {}, 'above 0'),
     ],
