@@ -123,6 +123,8 @@ def begun(program: Program, state: Staged, source, load) -> Staged:
     placed = sharding.state_shardings(program.mesh, shape, program.config.mesh.rules)
     place, step = Path(options.workdir).absolute(), options.step or None
     if diffusers_first_stage.is_saved(place):
+        if program.config.init_from and options.factor:
+            diffusers_first_stage.check_scale(place, options.factor)
         published = diffusers_first_stage.state_of(stage, jax.random.key(0))
         trained = jax.device_put(published, placed)
     else:

@@ -203,6 +203,19 @@ def test_published_weights_of_both_stages_need_no_training(tmp_path):
     equal(state.stage.net.params, variables['params'])
     laid_out = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), program.state_shape)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == laid_out
+    path, fields = (
+        tmp_path / 'vae/config.json',
+        json.loads((tmp_path / 'vae/config.json').read_text()),
+    )
+    for told, says in (
+        ({'scaling_factor': 0.25}, r'scaling_factor=0\.25, expected config\.latent\.factor=0\.5'),
+        ({'scaling_factor': 0.5, 'shift_factor': 0.1}, r'shift_factor=0\.1, expected 0'),
+    ):
+        path.write_text(json.dumps(fields | told))
+        with pytest.raises(UserError, match=says):
+            sample.load(program, tmp_path / 'run')
+    path.write_text(json.dumps(fields | {'scaling_factor': 0.5, 'shift_factor': None}))
+    sample.load(program, tmp_path / 'run')
     config.latent.factor = 0.0
     with pytest.raises(UserError, match=r'latent\.factor=0\.0: expected a number with') as error:
         sample.load(program, tmp_path / 'run')

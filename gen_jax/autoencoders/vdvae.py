@@ -104,7 +104,7 @@ def create(config: ml_collections.ConfigDict) -> Method:
         check_batch(batch, data.image_size, data.channels)
         x = batch['image']
         variables = module.init(key, x, jnp.zeros((len(x), dim)))
-        return State(Net.create(variables, tx, config.ema_decay > 0))
+        return first_state(config, variables)
 
     def terms_of(variables, keys, x):
         log_likelihood, found = module.apply(variables, x, normal(keys, dim))
@@ -201,6 +201,11 @@ def advise(means: dict) -> dict[str, str]:
         'updates are skipped': f'{means["skipped"]:.0%} of them have too large a gradient or one '
         'that is not finite: try a lower optimizer.learning_rate or a higher optimizer.skip_above'
     }
+
+
+def first_state(config, variables: dict) -> State:
+    """The state before the first step, of these variables."""
+    return State(Net.create(variables, optimizer(config.optimizer), config.ema_decay > 0))
 
 
 def module_of(config) -> VDVAE:

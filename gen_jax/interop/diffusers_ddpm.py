@@ -27,6 +27,7 @@ from gen_jax.interop.diffusers_folder import (
     read_json,
     read_weights,
     require,
+    weights_of,
     whole,
 )
 
@@ -88,7 +89,7 @@ def load_unet(folder: str) -> tuple[UNet, dict]:
     tensors = read_weights(place, 'UNet2DModel')
     channels = whole(fields, 'in_channels', 3, place / 'config.json')
     shapes = _shapes(unet, fields['sample_size'], channels)
-    return unet, _from_torch(tensors, shapes, place / WEIGHTS)
+    return unet, _from_torch(tensors, shapes, weights_of(place))
 
 
 def save_unet(unet: UNet, params: dict, image_size: int, folder: str) -> None:

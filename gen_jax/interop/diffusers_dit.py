@@ -14,11 +14,11 @@ from gen_jax.diffusion.dit import DiT
 from gen_jax.errors import UserError
 from gen_jax.interop import dit
 from gen_jax.interop.diffusers_folder import (
-    WEIGHTS,
     check_fields,
     read_json,
     read_weights,
     require,
+    weights_of,
     whole,
 )
 
@@ -84,8 +84,8 @@ def load_into(folder: str | Path, net: DiT, channels: int) -> dict:
     nested = Path(folder, 'transformer')
     place = nested if nested.is_dir() else Path(folder)
     _check(read_json(place / 'config.json'), net, channels, place / 'config.json')
-    tensors = authors_names(read_weights(place, KINDS[0]), place / WEIGHTS)
-    return dit.from_reference(tensors, net, channels, place / WEIGHTS)
+    tensors = authors_names(read_weights(place, KINDS[0]), weights_of(place))
+    return dit.from_reference(tensors, net, channels, weights_of(place))
 
 
 def authors_names(tensors: dict[str, np.ndarray], place) -> dict[str, np.ndarray]:

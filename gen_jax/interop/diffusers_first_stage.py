@@ -17,12 +17,12 @@ from gen_jax.autoencoders.quantizer import VectorQuantizer
 from gen_jax.config import default
 from gen_jax.errors import UserError
 from gen_jax.interop.diffusers_folder import (
-    WEIGHTS,
     check_fields,
     levels,
     read_json,
     read_weights,
     require,
+    weights_of,
     whole,
 )
 from gen_jax.interop.tensors import to_variables
@@ -89,10 +89,27 @@ def load(folder: str) -> tuple[FirstStage, dict, tuple[float, float]]:
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     tensors = read_weights(place, fields['_class_name'])
     variables = to_variables(
-        tensors, shapes, place / WEIGHTS, torch_name, described='config.json describes'
+        tensors, shapes, weights_of(place), torch_name, described='config.json describes'
     )
     scale = fields.get('scaling_factor', 0.18215), fields.get('shift_factor') or 0.0
     return module, variables, scale
+
+
+def check_scale(folder: str | Path, factor: float) -> None:
+    """For published weights of a diffusion model that learned a folder's latents.
+
+    Args:
+      folder: as of `load`.
+      factor: that latents are multiplied by.
+
+    Raises:
+      UserError: the folder tells of another factor, or of a shift.
+    """
+    path = _place(folder) / 'config.json'
+    fields = read_json(path)
+    shift, told = fields.get('shift_factor') or 0.0, fields.get('scaling_factor', factor)
+    require(shift == 0, 'shift_factor', shift, '0: latents are multiplied by a factor only', path)
+    require(told == factor, 'scaling_factor', told, f'config.latent.factor={factor}', path)
 
 
 def config_of(folder: str | Path, data) -> ml_collections.ConfigDict:

@@ -9,6 +9,7 @@ from gen_jax.errors import UserError
 from gen_jax.interop.tensors import read_tensors
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
+OLD_WEIGHTS = 'diffusion_pytorch_model.bin'  # torch's, as diffusers once wrote them
 # What diffusers calls `config.diffusion.betas` and `prediction`.
 BETAS = {'linear': 'linear', 'scaled_linear': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
 PREDICTIONS = {'eps': 'epsilon', 'x_0': 'sample', 'v': 'v_prediction'}
@@ -42,13 +43,19 @@ def read_weights(place: Path, kind: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: where there are none, or as `read_tensors` raises it.
     """
-    weights = place / WEIGHTS
+    weights = weights_of(place)
     if not weights.is_file():
         raise UserError(
-            f'{weights} not found; a .bin can be turned into one with diffusers: '
-            f'{kind}.from_pretrained(FOLDER).save_pretrained(FOLDER)'
+            f'{weights} not found, nor {OLD_WEIGHTS}: expected the folder of a {kind} as diffusers '
+            'saves it'
         )
     return {_new_name(name): tensor for name, tensor in read_tensors(weights).items()}
+
+
+def weights_of(place: Path) -> Path:
+    """The file of a folder's tensors: torch's where there is no other."""
+    old = not (place / WEIGHTS).is_file() and (place / OLD_WEIGHTS).is_file()
+    return place / (OLD_WEIGHTS if old else WEIGHTS)
 
 
 def check_fields(fields: dict, fixed: dict, read: tuple[str, ...], place: Path) -> None:

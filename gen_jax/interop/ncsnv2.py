@@ -16,6 +16,7 @@ from gen_jax.config import require
 from gen_jax.diffusion.refinenet import DILATIONS, RefineNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
+from gen_jax.interop.noise import require_sigmas
 
 # The authors' numbers of stages, from the finest, and of refinements, in the order of their run.
 NUMBERS = {
@@ -76,6 +77,7 @@ def variables_of(config, net: RefineNet) -> dict:
     require(prediction == 'score', 'diffusion.prediction', prediction, expected)
     listed = isinstance(torch_tensors.read(path), list)
     tensors = read_checkpoint(path) if listed else torch_tensors.read_tensors(path)
+    require_sigmas(config.diffusion, tensors, 'ladder', path)
     return {'params': from_reference(tensors, net, path)}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from gen_jax.autoencoders import vdvae
 from gen_jax.config import require
 from gen_jax.diffusion import continuous, gaussian, noised_classifier
 from gen_jax.diffusion.adm import classifier_from_config
@@ -22,7 +23,9 @@ from gen_jax.interop import (
     ncsnv2,
     song,
 )
+from gen_jax.interop import vdvae as vdvae_names
 from gen_jax.interop.diffusers_folder import check_schedule
+from gen_jax.interop.noise import require_linear
 from gen_jax.interop.tensors import read_tensors
 
 MODELS = {'diffusion.gaussian': gaussian.Model, 'diffusion.continuous': continuous.Model}
@@ -66,6 +69,15 @@ def _classifier(config, key):
     return noised_classifier.first_state(config, jax.tree.map(jnp.asarray, variables))
 
 
+def _vdvae(config, key):
+    del key
+    module, data = vdvae.module_of(config), config.data
+    image = data.image_size, data.image_size, data.channels
+    tensors = read_tensors(config.init_from)
+    params = vdvae_names.from_reference(tensors, module, image, config.init_from)
+    return vdvae.first_state(config, {'params': jax.tree.map(jnp.asarray, params)})
+
+
 def _dit(config, net) -> dict:
     """The variables of a DiT, from the authors' file or a folder of diffusers."""
     path, channels, diffusion = config.init_from, config.data.channels, config.diffusion
@@ -74,6 +86,7 @@ def _dit(config, net) -> dict:
     named = 'diffusion.prediction, config.diffusion.told'
     require(found == ('eps', 'time'), named, found, expected)
     if not Path(path).is_dir():
+        require_linear(diffusion, path)
         return {'params': dit.from_reference(read_tensors(path), net, channels, path)}
     if config.method == 'diffusion.gaussian':
         check_schedule(diffusion, path)
@@ -91,4 +104,5 @@ METHODS = {
     'diffusion.continuous': _diffusion,
     'diffusion.noised_classifier': _classifier,
     'autoencoders.first_stage': diffusers_first_stage.state_of,
+    'autoencoders.vdvae': _vdvae,
 }

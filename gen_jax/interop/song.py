@@ -18,6 +18,7 @@ from gen_jax.config import require
 from gen_jax.diffusion.song import SongUNet
 from gen_jax.errors import UserError
 from gen_jax.interop import tensors as torch_tensors
+from gen_jax.interop.noise import require_linear, require_sigmas
 
 FREQUENCIES = 'embedding.frequencies'
 # Layers within a module: ours, the authors', EDM's.
@@ -37,8 +38,8 @@ LAYERS = (
 SCORE_SDE = {ours: theirs for ours, theirs, _ in LAYERS}
 EDM = {ours: theirs for ours, _, theirs in LAYERS}
 # Of networks whose weights are offered: `config.diffusion`'s prediction and told.
-SCORE_SDE_MEANS = (('eps', 'time'), ('score', 'log_sigma'))
-EDM_MEANS = (('edm', 'log_ratio'),)
+MEANS = {'positional': ('eps', 'time'), 'fourier': ('score', 'log_sigma')}  # the authors'
+EDM_MEANS = ('edm', 'log_ratio')
 # EDM's outputs of one convolution: q, k, v of the first channel, of the second, and so on.
 THIRDS = {'to_q': '[0::3]', 'to_k': '[1::3]', 'to_v': '[2::3]'}
 
@@ -61,10 +62,17 @@ def variables_of(config, net: SongUNet) -> dict:
     checkpoint = isinstance(tree, dict) and {'model', 'ema'} <= tree.keys()
     tensors = read_score_sde(path) if checkpoint else torch_tensors.read_tensors(path)
     edm = any(name.removeprefix('model.').startswith('enc.') for name in tensors)
-    meanings = EDM_MEANS if edm else SCORE_SDE_MEANS
+    meant = EDM_MEANS if edm else MEANS[net.embedding]
     found = diffusion.prediction, diffusion.told
-    expected = f'{" or ".join(map(str, meanings))}, which the weights in {path} are trained for'
-    require(found in meanings, 'diffusion.prediction, config.diffusion.told', found, expected)
+    expected = f'{meant}, which the weights in {path} are trained for'
+    require(found == meant, 'diffusion.prediction, config.diffusion.told', found, expected)
+    if not edm:  # EDM's tell by their filters
+        fir = net.encoder == 'residual'
+        require(net.fir == fir, 'model.fir', net.fir, f'{fir}, as the network in {path} resizes')
+    if not edm and net.embedding == 'positional':
+        require_linear(diffusion, path, ('vp_linear', 'sub_vp'))
+    elif not edm:
+        require_sigmas(diffusion, tensors, 've', path)
     return (from_edm if edm else from_score_sde)(tensors, net, size, path)
 
 

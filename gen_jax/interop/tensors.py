@@ -35,7 +35,7 @@ LEAVES = {
     'var': 'running_var',
 }
 # What a checkpoint may call the one part that holds its tensors.
-WRAPPERS = ('state_dict', 'model', 'params')
+WRAPPERS = ('ema', 'state_dict', 'model', 'params')
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch.save before 1.6
 LARGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
 # What safetensors calls the types that its reader for NumPy knows.
@@ -100,8 +100,8 @@ def read(path: str | Path) -> Any:
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors by name in a file of weights, whether or not a checkpoint is wrapped around them.
 
-    Where a checkpoint holds one set of named tensors, and holds it as 'state_dict', 'model' or
-    'params', that set is meant.
+    Where a checkpoint holds one set of named tensors, and holds it as 'ema', 'state_dict', 'model'
+    or 'params', that set is meant; of several that which it holds as 'ema', the averages.
 
     Raises:
       UserError: as `read` does, and where there is no such set, or more than one.
@@ -111,6 +111,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         return tree
     entries = tree if isinstance(tree, dict) else {type(tree).__name__: None}
     sets = [key for key, value in entries.items() if _is_named(value)]
+    if 'ema' in sets:
+        return tree['ema']
     if len(sets) == 1 and sets[0] in WRAPPERS:
         return tree[sets[0]]
     keys = [*map(str, entries)][:8] + ['...'] * (len(entries) > 8)

@@ -134,7 +134,10 @@ def _timed(counted: dict, chip: Chip) -> dict:
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes on one device by kind; aliased outputs lie in their arguments' place."""
+    """Bytes on one device by kind, in `total`, and `peak`, the most that is in use at once.
+
+    Aliased outputs lie in their arguments' place.
+    """
     stats = compiled.memory_analysis()
     kinds = {
         'arguments': stats.argument_size_in_bytes,
@@ -143,7 +146,8 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
         'aliased': stats.alias_size_in_bytes,
         'code': stats.generated_code_size_in_bytes,
     }
-    return {**kinds, 'total': sum(kinds.values()) - 2 * kinds['aliased']}
+    total = sum(kinds.values()) - 2 * kinds['aliased']
+    return {**kinds, 'total': total, 'peak': stats.peak_memory_in_bytes}
 
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

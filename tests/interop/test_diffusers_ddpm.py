@@ -221,12 +221,26 @@ def test_weights_that_cannot_be_read_are_told_as_everywhere(folder, content, say
     assert '\n' not in str(error.value)
 
 
+def test_torchs_file_is_read_where_there_is_no_other(folder):
+    torch = pytest.importorskip('torch')
+    unet, params = load_unet(str(folder))
+    tensors = {name: torch.tensor(x) for name, x in load_file(folder / WEIGHTS).items()}
+    torch.save(tensors, folder / 'diffusion_pytorch_model.bin')
+    (folder / WEIGHTS).unlink()
+    again, found = load_unet(str(folder))
+    assert again == unet
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    (folder / 'diffusion_pytorch_model.bin').write_bytes(b'x')
+    with pytest.raises(UserError, match=r'model\.bin is neither safetensors nor'):
+        load_unet(str(folder))
+
+
 def test_damaged_folders_are_named(folder):
     edit_tensors(folder, lambda tensors: tensors.pop('conv_in.bias'))
     with pytest.raises(UserError, match=r'lacks 1 tensors: conv_in\.bias'):
         load_unet(str(folder))
     (folder / WEIGHTS).unlink()
-    with pytest.raises(UserError, match=r'not found; a \.bin'):
+    with pytest.raises(UserError, match=r'not found, nor diffusion_pytorch_model\.bin: expected'):
         load_unet(str(folder))
     (folder / 'config.json').write_text('{')
     with pytest.raises(UserError, match='is not JSON'):

@@ -1,6 +1,7 @@
 """`config.init_from`: which file becomes the state of which config, and what is refused."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ from safetensors.numpy import save_file
 from gen_jax.config import create, default
 from gen_jax.diffusion.adm import classifier_from_config
 from gen_jax.errors import UserError
-from gen_jax.interop import adm, dit, ncsnv2, published, song
+from gen_jax.interop import adm, dit, ncsnv2, noise, published, song
+from gen_jax.runtime.config_file import ConfigFile
 
+ROOT = Path(__file__).parents[2]
 CLASSES = {'data.num_classes': 10}
 BOUND = {
     'diffusion.learned_variance': True,
@@ -160,13 +163,32 @@ SCORE = {'diffusion.prediction': 'score', 'diffusion.told': 'log_sigma'}
         ('guided-diffusion', {'diffusion.prediction': 'v'}, "prediction='eps', the config makes"),
         ('guided-diffusion', {'data.num_classes': 9}, 'label_emb.weight becomes'),
         ('classifier', {'diffusion.told': 'thousandths'}, "told='time', the config makes"),
-        ('DDPM++', {'diffusion.prediction': 'v'}, "=('v', 'time'): expected ('eps', 'time') or"),
+        ('DDPM++', {'diffusion.prediction': 'v'}, "=('v', 'time'): expected ('eps', 'time')"),
         ('DDPM++', {'model.channels': 64}, 'has other shapes'),
         ('EDM', SCORE, "expected ('edm', 'log_ratio')"),
-        ('NCSN++', {'model.embedding': 'positional'}, 'all_modules.0.W'),
+        (
+            'DDPM++',
+            {'diffusion.process': 'vp_cosine'},
+            "process='vp_linear', the config has 'vp_cosine'",
+        ),
+        (
+            'DDPM++',
+            {'diffusion.range': (0.1, 30.0)},
+            'range=(0.1, 20.0), the config has (0.1, 30.0)',
+        ),
+        (
+            'DDPM++ in steps',
+            {'diffusion.betas': 'cosine'},
+            "betas='linear', the config has 'cosine'",
+        ),
+        ('NCSN++', {'diffusion.process': 'edm'}, "process='ve', the config has 'edm'"),
+        ('NCSN++', {'model.embedding': 'positional'}, "expected ('eps', 'time')"),
+        ('NCSN++', {'model.fir': False}, 'model.fir=False: expected True'),
         ('NCSNv2', {'diffusion.prediction': 'eps'}, "expected 'score'"),
         ('DiT', {'diffusion.prediction': 'v'}, "expected ('eps', 'time')"),
         ('DiT', {'model.depth': 2}, 'lacks'),
+        ('DiT', {'diffusion.betas': 'cosine'}, "betas='linear', the config has 'cosine'"),
+        ('DiT', {'diffusion.timesteps': 4000}, 'timesteps=1000, the config has 4000'),
         ('DiT', {'diffusion.label_dropout': 0.0}, 'y_embedder.embedding_table'),
     ],
 )
@@ -204,3 +226,90 @@ def test_an_unknown_name_of_adms_is_told(tmp_path, monkeypatch):
     written.config.init_from = str(tmp_path / 'ema_0.9999.pt')
     with pytest.raises(UserError, match=r"'ema_0\.9999' is not the name of one of the authors'"):
         written.state()
+
+
+def test_a_published_classifier_is_of_steps(tmp_path, monkeypatch):
+    written = Written('classifier', tmp_path, monkeypatch)
+    config = default('diffusion.noised_classifier', time='continuous')
+    told = {'diffusion.process': 'vp_linear', 'diffusion.told': 'time'}
+    config.update_from_flattened_dict(CLASSES | told | {'init_from': written.config.init_from})
+    with pytest.raises(UserError, match='timesteps=1000, the config makes None'):
+        published.state_of(config, jax.random.key(0))
+
+
+SIGMAS = np.geomspace(50, 0.01, 7)
+
+
+@pytest.mark.parametrize(
+    ('process', 'changes', 'says'),
+    [
+        ('ve', {}, 'none'),
+        ('ve', {'range': (0.02, 696.0)}, r'range=\(0\.02, 100\.0\), the config has \(0\.02, 696'),
+        ('ve', {'process': 'edm'}, "process='ve', the config has 'edm'"),
+        ('ladder', {'levels': 7}, 'none'),
+        ('ladder', {'levels': 8}, 'levels=7, the config has 8'),
+        ('ladder', {'levels': 7, 'range': (0.02, 180.0)}, r'range=\(0\.02, 100\.0\), the config'),
+    ],
+)
+@pytest.mark.parametrize('name', ['sigmas', 'module.sigmas'])
+def test_a_files_noise_levels_are_the_configs(process, changes, says, name):
+    """Which count images in [0, 1] there, and in [-1, 1] here."""
+    config = default('diffusion.continuous')
+    config.diffusion.update({'process': process, 'range': (0.02, 100.0)} | changes)
+
+    def check(tensors):
+        try:
+            noise.require_sigmas(config.diffusion, tensors, process, 'a.pth')
+        except UserError as error:
+            return str(error)
+        return 'none'
+
+    found = check({name: SIGMAS.astype(np.float32)})
+    assert re.search(says, found)
+    assert '\n' not in found
+    assert process != config.diffusion.process or check({}) == 'none'
+
+
+PAIRS = [
+    ('adm_imagenet', '', '64x64_diffusion'),
+    ('adm_imagenet', 'at_128', '128x128_diffusion'),
+    ('adm_imagenet', 'at_256', '256x256_diffusion'),
+    ('adm_imagenet', 'at_256_unconditional', '256x256_diffusion_uncond'),
+    ('adm_imagenet', 'at_512', '512x512_diffusion'),
+    ('adm_classifier_imagenet', '', '64x64_classifier'),
+    ('adm_classifier_imagenet', 'at_128', '128x128_classifier'),
+    ('adm_classifier_imagenet', 'at_256', '256x256_classifier'),
+    ('adm_classifier_imagenet', 'at_512', '512x512_classifier'),
+    ('improved_ddpm_cifar10', '', 'cifar10_uncond_50M_500K'),
+    ('improved_ddpm_cifar10', 'vlb', 'cifar10_uncond_vlb_50M_500K'),
+]
+
+
+def module_of(config):
+    if config.method == 'diffusion.noised_classifier':
+        return classifier_from_config(config)
+    return published.MODELS[config.method].from_config(config).network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('file', 'variant', 'name'), PAIRS)
+def test_a_papers_config_is_that_of_its_weights(tmp_path, monkeypatch, file, variant, name):
+    """All that is asked of a published file but for what it holds, of which the shapes."""
+    config = ConfigFile().parse(f'{ROOT}/configs/{file}.py:{variant}')
+    known, asked = adm.PUBLISHED[name], []
+
+    def shapes(net, size):
+        given = [jnp.zeros((1, size, size, 3)), jnp.zeros(1)]
+        given += [jnp.zeros(1, jnp.int32)] if config.method == 'diffusion.gaussian' else []
+        found = jax.eval_shape(net.init, jax.random.key(0), *given)
+        return jax.tree.map(lambda x: x.shape, found)
+
+    def read(tensors, net, size, new_order, place):
+        asked.append((shapes(net, size), new_order))
+        return {'conv_in': {'kernel': np.zeros((3, 3, 3, 1))}}
+
+    monkeypatch.setattr(adm, 'read_tensors', lambda path: {})
+    monkeypatch.setattr(adm, 'from_reference', read)
+    config.init_from = f'{tmp_path}/{name}.pt'
+    adm.variables_of(config, module_of(config))
+    assert asked == [(shapes(known.net, known.image_size), known.new_order)]

@@ -438,12 +438,19 @@ def test_other_archives_and_layouts_are_named(tmp_path):
     refused(tmp_path, 'no file at')
 
 
-@pytest.mark.parametrize('key', ['state_dict', 'model', 'params'])
+@pytest.mark.parametrize('key', ['ema', 'state_dict', 'model', 'params'])
 def test_wrapped_tensors(key, tmp_path):
     inner = table(w=floats(0, (2,), (1,)))
     for extra in ({}, {'epoch': plain(3), 'optimizer': plain({'state': {}})}):
         file = write_zip(tmp_path / 'x', table(**{key: inner}, **extra))
         assert {name: x.tolist() for name, x in read_tensors(file).items()} == {'w': [0, 1]}
+
+
+def test_averages_are_meant_where_there_are_others_beside_them(tmp_path):
+    """As in DiT's own checkpoints."""
+    sets = {name: table(w=floats(i, (1,), (1,))) for i, name in enumerate(('model', 'ema'))}
+    file = write_zip(tmp_path / 'x', table(**sets, opt=plain({'state': {}})))
+    assert read_tensors(file)['w'].tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """NCSNv2's networks and its sampler against the authors', which record/ncsnv2.py ran."""
 
 import json
+import math
 from functools import partial
 
 import jax
@@ -128,7 +129,7 @@ def checkpoint(path, tensors, averages):
     torch = pytest.importorskip('torch')
     state = {f'module.{name}': torch.tensor(x) for name, x in tensors.items()}
     optimizer = torch.optim.Adam([torch.nn.Parameter(x) for x in state.values()]).state_dict()
-    state['module.sigmas'] = torch.ones(232)
+    state['module.sigmas'] = torch.logspace(math.log10(50), -2, 232)
     parts = [state, optimizer, 7, 300_000]
     parts += [{name: torch.tensor(x) for name, x in averages.items()}] if averages else []
     torch.save(parts, path)
@@ -142,7 +143,8 @@ def test_a_checkpoint_tells_its_network_and_its_averages_are_read(tmp_path, name
     net, params = ncsnv2.load(checkpoint(tmp_path / 'a.pth', case.tensors, averages))
     assert net == case.net
     config = default('diffusion.continuous', network='refinenet')
-    config.diffusion.prediction, config.init_from = 'score', str(tmp_path / 'a.pth')
+    config.diffusion.update({'process': 'ladder', 'range': (0.02, 100.0), 'prediction': 'score'})
+    config.init_from = str(tmp_path / 'a.pth')
     found = ncsnv2.variables_of(config, net)
     jax.tree.map(np.testing.assert_array_equal, found, {'params': params})
     same = jax.tree.map(np.array_equal, params, ncsnv2.from_reference(averages, net))

@@ -265,14 +265,15 @@ def checkpoint(tmp_path, tensors, averages):
 
 def test_averages_are_what_a_checkpoint_gives(tmp_path):
     case, _ = score_sde('ncsnpp')
-    tensors = {'sigmas': np.ones(10, np.float32)} | case.tensors
+    tensors = {'sigmas': np.geomspace(50, 0.01, 10, dtype=np.float32)} | case.tensors
     fixed = ('sigmas', 'all_modules.0.W')
     want = {k: x if k in fixed else x + 1 for k, x in tensors.items()}
     averages = [x for k, x in want.items() if k not in fixed]
     path = checkpoint(tmp_path, tensors, averages)
     same(read_score_sde(path), want)
     config = default('diffusion.continuous', network='song')
-    config.diffusion.prediction, config.diffusion.told = 'score', 'log_sigma'
+    means = {'process': 've', 'range': (0.02, 100.0), 'prediction': 'score', 'told': 'log_sigma'}
+    config.diffusion.update(means)
     config.init_from = str(path)
     found = variables_of(config, case.net)
     jax.tree.map(np.testing.assert_array_equal, found, from_score_sde(want, case.net, 8))

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from deep import filled_vdvae, noise_of
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from gen_jax import config as house
 from gen_jax.autoencoders import vdvae
 from gen_jax.autoencoders.likelihoods import logistic_mixture
 from gen_jax.errors import UserError
+from gen_jax.interop import published
 from gen_jax.interop.vdvae import from_reference
 from gen_jax.method import Net, optimizer
 
@@ -207,3 +209,14 @@ def test_names_of_a_distributed_run():
     jax.tree.map(np.testing.assert_array_equal, *found)
     total = sum(math.prod(shape) for shape in told['shapes'].values())
     assert sum(x.size for x in jax.tree.leaves(params_of(module, tensors, told))) == total
+
+
+def test_a_run_starts_from_a_published_file(tmp_path):
+    _, told = recorded('odd')
+    config, tensors = config_of(told, FIELDS), filled_vdvae(told['shapes'])
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, tmp_path / 'a.th')
+    config.init_from = str(tmp_path / 'a.th')
+    state = published.state_of(config, jax.random.key(0))
+    want = params_of(vdvae.module_of(config), tensors, told)
+    jax.tree.map(np.testing.assert_array_equal, state.net.params, want)
+    jax.tree.map(np.testing.assert_array_equal, state.net.ema, want)
