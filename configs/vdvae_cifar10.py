@@ -9,7 +9,7 @@ Paper: at most 2.87 bits per dimension, the mean of four runs (2.842 to 2.898) t
 between 650,000 and 1,050,000 steps, by 5,000 images of the training split that they do not learn
 from: --mode=evaluate gives 'elbo_bits_per_dim'. Those are drawn at random, here the last ones.
 Ours: not trained here. Networks, loss and optimiser agree with the authors' code
-(tests/parity/test_vdvae.py); gen_jax.interop.vdvae reads their published weights.
+(tests/parity/test_vdvae.py); --config.init_from takes their published weights.
 
 Variants:
   imagenet32: 119,280,868 parameters, 1,700,000 steps of 256, 2.5 weeks on 32 V100; paper: at most

@@ -3,6 +3,7 @@
 What it does to samples is said in gen_jax/diffusion/guides.py; its state is read by sample.load.
 """
 
+import logging
 from pathlib import Path
 
 import ml_collections
@@ -19,7 +20,10 @@ def method(config: ml_collections.ConfigDict) -> Method:
     Raises:
       UserError: as `create`; there is no such run, or it cannot guide this model.
     """
-    return create(config, create(read(config)) if guided_by(config) else None)
+    guided = guided_by(config)
+    if guided and not config.sample.knobs.guide:
+        logging.warning('%s guides nothing while config.sample.knobs.guide=0', _named(config))
+    return create(config, create(read(config)) if guided else None)
 
 
 def read(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

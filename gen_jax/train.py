@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax import latent
+from gen_jax import latent, yardsticks
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import NotFinite, UserError
 from gen_jax.evaluate import Trials, print_rows
@@ -47,6 +47,8 @@ def run(config, folder: Path, stopped: int = 0) -> int:
         the checkpoint's; or a metric that is not finite.
     """
     program = Program(config, latent.method(config))
+    # Else a misspelt one is told when all is trained.
+    yardsticks.check_names(config.eval, config.eval.metrics)
     source = sources.open_source(config.data, config.data.split)
     batches = pipeline.train_iterator(config, source, program.rows)
     workdir.check(config, folder)

@@ -38,6 +38,25 @@ NEEDS = {
 }
 
 
+def check_names(options, names: Iterable[str], field: str = 'metrics') -> None:
+    """Raises UserError where `config.eval` names what is not known; args as of `check`."""
+    for name, known in (
+        ('network', NETWORKS),
+        ('resize', RESIZES),
+        ('perceptual', ('ssim', *lpips.NETS)),
+    ):
+        value = options[name]
+        if value not in known:
+            raise UserError(f'config.eval.{name}={value!r} is unknown{nearest(value, known)}')
+    require(options.dims in DIMS, 'eval.dims', options.dims, f'one of {DIMS}')
+    for name in names:
+        if name not in METRICS:
+            near = nearest(str(name), METRICS)
+            raise UserError(
+                f"config.eval.{field}: no metric {name!r}{near}; written as \"('fid', 'kid')\""
+            )
+
+
 def check(program: Program, names: Iterable[str], field: str = 'metrics') -> None:
     """Raises UserError where the config, the method or the data cannot give a metric.
 
@@ -47,18 +66,10 @@ def check(program: Program, names: Iterable[str], field: str = 'metrics') -> Non
       field: of `config.eval`, that has them.
     """
     config, options = program.config, program.config.eval
-    _check_names('network', options.network, NETWORKS)
-    _check_names('resize', options.resize, RESIZES)
-    _check_names('perceptual', options.perceptual, ('ssim', *lpips.NETS))
-    require(options.dims in DIMS, 'eval.dims', options.dims, f'one of {DIMS}')
+    check_names(options, names, field)
     if not names:
         raise UserError(f'no metric in config.eval.{field}: name some of {", ".join(METRICS)}')
     for name in names:
-        if name not in METRICS:
-            near = nearest(str(name), METRICS)
-            raise UserError(
-                f"config.eval.{field}: no metric {name!r}{near}; written as \"('fid', 'kid')\""
-            )
         for needed in NEEDS.get(name, ('sample_step',)):
             if getattr(program.method, needed) is None:
                 raise UserError(
@@ -92,11 +103,6 @@ def check(program: Program, names: Iterable[str], field: str = 'metrics') -> Non
         for name in names:
             if name in cannot:
                 raise UserError(f'metric {name!r} {why}, or leave it out of config.eval.{field}')
-
-
-def _check_names(field: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(f'config.eval.{field}={value!r} is unknown{nearest(value, known)}')
 
 
 class Reference:

@@ -170,7 +170,7 @@ def test_numbers_of_a_guided_model_stand_apart(runs, model):
 
 
 @pytest.mark.slow
-def test_edits_are_of_the_class_that_the_image_shows(runs, model):
+def test_edits_are_of_the_class_that_the_image_shows(runs, model, caplog):
     changes = {'edit__task': 'vary', 'edit__n': 2, 'edit__results': 2}
     made = {}
     for scale in (0.0, 9.0):
@@ -178,6 +178,8 @@ def test_edits_are_of_the_class_that_the_image_shows(runs, model):
         edit.run(config, model)
         with np.load(model / 'edit' / 'vary_00000005.npz') as arrays:
             made[scale] = arrays['results']
+        assert ('guides nothing while config.sample.knobs.guide=0' in caplog.text) == (not scale)
+        caplog.clear()
     assert (made[0.0] != made[9.0]).any()
     program = edit.Editing(config, guide.method(config))
     labels = program.condition(np.array([0, 1, 1000]))['label']

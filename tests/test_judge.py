@@ -355,6 +355,11 @@ def test_what_cannot_be_evaluated_is_told_in_one_line_and_beforehand(changes, sa
         ({'eval.every_metrics': ('fidd',)}, r'config\.eval\.every_metrics: no metric'),
         ({'eval.every_metrics': ('is',), 'eval.every_n': 9}, r'out of config\.eval\.every_metrics'),
         ({'eval.every_n': 1}, 'eval.every_n'),
+        (
+            {'eval.metrics': ('fidd',)},
+            r"config\.eval\.metrics: no metric 'fidd', did you mean 'fid'",
+        ),
+        ({'eval.network': 'zzz'}, r"config\.eval\.network='zzz' is unknown"),
     ],
 )
 def test_mistakes_in_evaluation_are_told_before_training(tmp_path, changes, says):

@@ -203,10 +203,8 @@ def test_published_weights_of_both_stages_need_no_training(tmp_path):
     equal(state.stage.net.params, variables['params'])
     laid_out = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), program.state_shape)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == laid_out
-    path, fields = (
-        tmp_path / 'vae/config.json',
-        json.loads((tmp_path / 'vae/config.json').read_text()),
-    )
+    path = tmp_path / 'vae/config.json'
+    fields = json.loads(path.read_text())
     for told, says in (
         ({'scaling_factor': 0.25}, r'scaling_factor=0\.25, expected config\.latent\.factor=0\.5'),
         ({'scaling_factor': 0.5, 'shift_factor': 0.1}, r'shift_factor=0\.1, expected 0'),

@@ -10,6 +10,7 @@ ea35b49). How many blocks work at which resolution is told in their notation, wi
 | 32d2, 32m16 | one more, then 2 times smaller | one more, to whose map that of 16x16 is added |
 """
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -304,7 +305,9 @@ def from_config(config, features: int) -> tuple[BottomUp, Head, TopDown]:
     for field in ('width', 'latents'):
         require(model[field] >= 1, f'model.{field}', model[field], 'a whole number of at least 1')
     require(model.start_up_to >= 0, 'model.start_up_to', model.start_up_to, '0 (none) or more')
-    require(model.deviation > 0, 'model.deviation', model.deviation, 'a positive number')
+    fits = 0 < model.deviation < math.inf
+    require(fits, 'model.deviation', model.deviation, 'a positive number, and finite')
+    require(math.isfinite(model.mean), 'model.mean', model.mean, 'a finite number')
     require(model.dtype in DTYPES, 'model.dtype', model.dtype, "'float32' or 'bfloat16'")
     up, resolutions = bottom_up_steps(model.encoder, size)
     down = top_down_steps(model.decoder, size, resolutions)

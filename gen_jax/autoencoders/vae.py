@@ -19,6 +19,7 @@ told the label: the conditional VAE (Sohn et al. 2015). `vae.noise` is added to 
 sees in training (Im et al. 2017).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -397,7 +398,8 @@ def sampling(config, decode: Callable) -> tuple[Callable, Latents]:
       UserError: where the config's own temperature is negative.
     """
     dim, temperature = config.model.latent_dim, config.sample.knobs.temperature
-    require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')
+    expected = '0 or more, and finite'
+    require(0 <= temperature < math.inf, 'sample.knobs.temperature', temperature, expected)
 
     def mapping(state, z, condition):
         del state
@@ -435,7 +437,8 @@ def _check(config) -> None:
     if config.objective == 'factor':
         for field in ('judge_layers', 'judge_width'):
             require(vae[field] >= 1, f'vae.{field}', vae[field], 'a whole number of at least 1')
-        require(vae.judge_rate > 0, 'vae.judge_rate', vae.judge_rate, 'a positive number')
+        fits = 0 < vae.judge_rate < math.inf
+        require(fits, 'vae.judge_rate', vae.judge_rate, 'a positive number, and finite')
     if config.objective == 'iwae':
         require(vae.samples >= 1, 'vae.samples', vae.samples, 'a whole number of at least 1')
     if config.objective == 'beta_tc':

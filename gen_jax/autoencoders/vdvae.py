@@ -216,7 +216,8 @@ def module_of(config) -> VDVAE:
     """
     skip, temperature = config.optimizer.skip_above, config.sample.knobs.temperature
     require(skip >= 0, 'optimizer.skip_above', skip, '0 (no norm is too large) or more')
-    require(temperature >= 0, 'sample.knobs.temperature', temperature, '0 or more')
+    expected = '0 or more, and finite'
+    require(0 <= temperature < math.inf, 'sample.knobs.temperature', temperature, expected)
     require_weights('vae', config.vae, 'weighed')
     encoder, head, layers = top_down.from_config(config, features_of(config))
     return VDVAE(encoder, head, **p_of(config), layers=layers)

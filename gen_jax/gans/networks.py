@@ -41,7 +41,8 @@ def build(config) -> tuple[nn.Module, nn.Module]:
     as 'features', and what it says of classes, if anything, as 'class_logits'.
 
     Raises:
-      UserError: numbers that do not fit; or labels are told that the data has not.
+      UserError: numbers that do not fit; labels are told that the data has not, or none of those
+        that samples would be said to be of.
     """
     condition = config.model.get('condition', 'none')
     require(
@@ -50,4 +51,9 @@ def build(config) -> tuple[nn.Module, nn.Module]:
         condition,
         "'none', as config.data.num_classes=0: there are no labels to tell",
     )
-    return NETWORKS[config.network].from_config(config, config.data.num_classes)
+    classes = config.data.num_classes
+    found = NETWORKS[config.network].from_config(config, classes)
+    lacking = ', or a model.condition' if 'condition' in config.model else ''
+    expected = f'0{lacking}: these networks are told no labels, whatever the images are of'
+    require(found[0].num_classes or not classes, 'data.num_classes', classes, expected)
+    return found

@@ -13,6 +13,7 @@ For CIFAR-10 with 10 classes the defaults have 4,304,387 and 1,055,105 parameter
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -268,7 +269,8 @@ def check(config, stem: int = 0) -> None:
     model = config.model
     require_least('model', model, latent_dim=1, channels=1)
     require_known('model', model, condition=CONDITIONS, weight_init=INITS, dtype=DTYPES)
-    require(model.norm_epsilon > 0, 'model.norm_epsilon', model.norm_epsilon, 'a positive number')
+    fits = 0 < model.norm_epsilon < math.inf
+    require(fits, 'model.norm_epsilon', model.norm_epsilon, 'a positive number, and finite')
     for field, fewest in (('g_multipliers', 2), ('d_multipliers', 1 + stem)):
         good = len(model[field]) >= fewest and are_whole(model[field])
         require(

@@ -132,6 +132,9 @@ def check(config) -> None:
         require(part % min(group, part) == 0, 'model.mbstd_group', group, expected)
     for field in ('label_smoothing', 'fake_smoothing'):
         require(0 <= rules[field] < 1, f'gan.{field}', rules[field], '0 or more, below 1')
+    s, fake = rules.label_smoothing, rules.fake_smoothing
+    expected = f"less than 1 - gan.label_smoothing = {1 - s:g}, real images' target"
+    require(s + fake < 1, 'gan.fake_smoothing', fake, expected)
     require_weights(
         'gan',
         rules,
@@ -155,7 +158,7 @@ def check(config) -> None:
         _check_growth(rules, config.data.image_size)
     _check_fit(config)
     for field, value in config.sample.knobs.items():
-        require(value >= 0, f'sample.knobs.{field}', value, '0 or more')
+        require(0 <= value < math.inf, f'sample.knobs.{field}', value, '0 or more, and finite')
     if 'standing' in config.sample:
         standing = config.sample.standing
         require(standing >= 0, 'sample.standing', standing, 'a whole number, 0 or more')

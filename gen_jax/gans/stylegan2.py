@@ -12,6 +12,7 @@ for float16. Parameters, of generator and discriminator; noise and mean w are no
     CIFAR-10, classes  20,215,315 and 23,089,664
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -366,7 +367,8 @@ def fields(config, num_classes: int) -> tuple[dict, dict]:
     Args, errors: as of `from_config`.
     """
     model, data = config.model, config.data
-    require(model.mapping_rate > 0, 'model.mapping_rate', model.mapping_rate, 'a positive number')
+    fits = 0 < model.mapping_rate < math.inf
+    require(fits, 'model.mapping_rate', model.mapping_rate, 'a positive number, and finite')
     generator = {
         'latent_dim': model.latent_dim,
         'w_dim': model.w_dim,

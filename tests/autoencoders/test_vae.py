@@ -494,6 +494,7 @@ WRONG = [
     {'vae.judge_layers': 0, 'objective': 'factor'},
     {'vae.judge_width': 0, 'objective': 'factor'},
     {'vae.judge_rate': 0.0, 'objective': 'factor'},
+    {'vae.judge_rate': float('inf'), 'objective': 'factor'},
     {'vae.data_size': 0, 'objective': 'beta_tc'},
     {'vae.estimator': 'mean', 'objective': 'beta_tc', 'vae.data_size': 999},
     {'batch_size': 2, 'objective': 'factor'},
@@ -501,6 +502,7 @@ WRONG = [
     {'model.activation': 'gelu', 'network': 'mlp'},
     {'ema_decay': 1.0},
     {'sample.knobs.temperature': -1.0},
+    {'sample.knobs.temperature': float('inf')},
 ]
 
 

@@ -388,10 +388,13 @@ WRONG = [
     ({'model.bottleneck': float('inf')}, 'one channel of the narrowest map'),
     ({'model.start_up_to': -1}, '0 (none) or more'),
     ({'model.deviation': 0.0}, 'a positive number'),
+    ({'model.deviation': math.inf}, 'a positive number, and finite'),
+    ({'model.mean': math.nan}, 'a finite number'),
     ({'model.dtype': 'float16'}, 'bfloat16'),
     ({'pixels.likelihood': 'logistics'}, 'did you mean'),
     ({'optimizer.skip_above': -1.0}, 'or more'),
     ({'sample.knobs.temperature': -1.0}, '0 or more'),
+    ({'sample.knobs.temperature': math.inf}, 'finite'),
     ({'ema_decay': 1.0}, 'below 1'),
 ]
 

@@ -94,6 +94,7 @@ WRONG = [
     {'batch_size': 9, 'gan.n_critic': 2},
     {'gan.label_smoothing': 1.0},
     {'gan.fake_smoothing': -0.1},
+    {'gan.label_smoothing': 0.6, 'gan.fake_smoothing': 0.4},
     {'gan.d_rate_ratio': 0.0},
     {'gan.penalty_weight': -1.0},
     {'gan.penalty_weight': float('inf')},
@@ -112,6 +113,8 @@ WRONG = [
     {'ema_decay': 1.0},
     {'ema_start': -1},
     {'sample.knobs.temperature': -1.0},
+    {'sample.knobs.temperature': float('inf')},
+    {'data.num_classes': 10},  # of which these networks are told nothing
     {'sample.standing': -1},
 ]
 

@@ -277,6 +277,7 @@ def test_every_field_of_the_config_reaches_the_networks():
         ('model.attention', (8, 4), r'which here are \[8, 16, 32\]'),
         ('model.condition', 'projecton', "did you mean 'projection'"),
         ('model.norm_epsilon', 0.0, 'positive'),
+        ('model.norm_epsilon', float('inf'), 'positive'),
         ('model.weight_init', 'ortho', "did you mean 'orthogonal'"),
         ('model.dtype', 'float23', "did you mean 'float32'"),
     ],

@@ -230,6 +230,7 @@ def test_config():
         ('model.channel_base', 7, 'at least data.image_size=8'),
         ('model.mapping_layers', 0, 'a whole number of at least 1'),
         ('model.mapping_rate', 0.0, 'a positive number'),
+        ('model.mapping_rate', float('inf'), 'a positive number'),
         ('model.d_architecture', 'skip', 'a known name; known are: orig, resnet'),
         ('model.dtype', 'float16', "a known name, did you mean 'bfloat16'"),
     ],
