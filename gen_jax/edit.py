@@ -19,6 +19,9 @@ from gen_jax.sample import load
 
 MOST_RESULTS = 1000  # of an image; those of image i are samples 1000 i, 1000 i + 1, ...
 MASKED = ('inpaint', 'repaint')
+# What asks for the noise that images come from; guided, a model finds none that is of its prior.
+INVERTED = ('reconstruct', 'interpolate')
+PLAIN = {'guidance': 1.0, 'guide': 0.0}
 # Where images are known, of the row y and column x of pixels, in a square of `size`.
 MASKS = {
     'frame': lambda y, x, size: ~_in_center(y, x, size),
@@ -133,6 +136,9 @@ class Editing(Program):
         condition = super().condition(i)
         if self._labels is not None:
             condition['label'] = self._labels[i]
+        if edit.task in INVERTED:
+            plain = {name: np.full(len(i), x, np.float32) for name, x in PLAIN.items()}
+            condition |= {name: plain[name] for name in plain.keys() & condition.keys()}
         condition['image'] = pipeline.to_float(self._images[i])
         for name in ('strength', 'eta', 'jump', 'repeats'):
             dtype = np.int32 if isinstance(edit[name], int) else np.float32
@@ -207,16 +213,38 @@ def read_images(
     pixels = np.stack([example['image'] for example in examples])
     if not num_classes or config.sample.label != -1:
         return pixels, None
-    return pixels, _labels(data.source, source.num_classes, num_classes, examples)
-
-
-def _labels(name: str, num_classes: int, wanted: int, examples: list) -> np.ndarray:
-    if num_classes != wanted:
+    if source.num_classes == 0:
         raise UserError(
-            f'{name} does not say which of the {wanted} classes its images show: set '
-            f'config.sample.label to a class below {wanted}'
+            f'{data.source} does not say which of the {num_classes} classes its images show: set '
+            f'config.sample.label to a class below {num_classes}'
         )
-    return np.array([example['label'] for example in examples], np.int32)
+    labels = np.array([example['label'] for example in examples], np.int32)
+    if not folder:
+        return pixels, labels
+    return pixels, np.array(_numbers(config.data, source, num_classes), np.int32)[labels]
+
+
+def _numbers(data, source, num_classes: int) -> list[int]:
+    """Which class of the model's each class of a given folder is.
+
+    Args:
+      data: of the model.
+      source: the folder's.
+      num_classes: of the model, or of what guides it.
+
+    Raises:
+      UserError: a name that is neither that of a class nor its number.
+    """
+    known = sources.class_names(data) or ()
+    numbers = {str(i): i for i in range(num_classes)} | {x: i for i, x in enumerate(known)}
+    for name in source.classes:
+        if name not in numbers:
+            raise UserError(
+                f'{source.folder / name}: {name!r} is none of the {num_classes} classes: name '
+                'its folder by the number of one, or set config.sample.label'
+                f'{nearest(name, known) if known else ""}'
+            )
+    return [numbers[name] for name in source.classes]
 
 
 def read_mask(name: str, size: int) -> np.ndarray:
@@ -231,8 +259,8 @@ def read_mask(name: str, size: int) -> np.ndarray:
     """
     if name in MASKS:
         known = MASKS[name](*np.mgrid[:size, :size], size)[..., None]
-    elif os.path.isfile(name):
-        known = fitting.decode(name, f'config.edit.mask={name!r}', 1) >= 128
+    elif os.path.isfile(path := os.path.expanduser(name)):
+        known = fitting.decode(path, f'config.edit.mask={name!r}', 1) >= 128
     else:
         raise UserError(
             f'config.edit.mask={name!r}: expected a PNG file or a known name{nearest(name, MASKS)}'

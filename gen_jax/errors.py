@@ -56,6 +56,7 @@ def out_of_memory(error: Exception, mode: str, config) -> str | None:
     drawn = ('sample.batch_size',)
     sizes = {'train': ('batch_size',), 'benchmark': ('batch_size', *drawn)}
     sizes['evaluate'] = ('batch_size', *drawn, 'eval.batch_size')
+    sizes['explore'] = (*drawn, 'explore.rows', 'explore.samples')
     ways = [f'lower config.{" or config.".join(sizes.get(mode, drawn))}']
     if mode == 'train':
         ways.append('raise config.accumulate, which keeps the batch')

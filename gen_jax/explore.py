@@ -15,6 +15,7 @@ from gen_jax.edit import read_images
 from gen_jax.errors import UserError
 from gen_jax.latents import directions
 from gen_jax.latents.projection import project
+from gen_jax.method import UNTRUNCATED
 from gen_jax.metrics.features.extract import Extractor, open_extractor
 from gen_jax.metrics.path_length import PATHS
 from gen_jax.metrics.psnr import psnr
@@ -22,7 +23,7 @@ from gen_jax.runtime import images, random, workdir
 from gen_jax.runtime.compilation import compiler_options
 from gen_jax.runtime.program import Program
 from gen_jax.sample import load
-from gen_jax.yardsticks import check_side, open_distance
+from gen_jax.yardsticks import check_names, check_side, open_distance
 
 STYLED = ('mixing', 'principal')  # tasks that need styles
 LARGEST = 2.0  # truncation of z where a row of `truncation` ends
@@ -38,8 +39,8 @@ def run(config, folder: Path, step: str | None = None) -> None:
       where each column is.
     * mixing: image (i, j) has the styles of z_i, but of `explore.layers` those of z_{rows+j}; in
       the picture these stand before the rows and above the columns.
-    * project: `source`, `ws`, `distance`, `start_distance` (of the mean of w) and `psnr`; the
-      picture has each image beside what the generator makes of it.
+    * project: `source`, `ws`, `distance`, `start_distance` (of the mean of w), what they are,
+      `distance_of`, and `psnr`; the picture has each image beside what the generator makes of it.
     * boundary and principal: `directions` [rows or 1, d], of length 1, `at` [columns], in standard
       deviations of w along it, and `mean` [columns], of the attribute; or `explained` [rows], the
       share of w's variance. Boundary's row i begins at z_i, all of principal's at z_0.
@@ -87,7 +88,7 @@ class Explorer(Program):
         }
         options = shardings | {'compiler_options': compiler_options(self.mesh)}
         self._mapping = jax.jit(self._whole(self.latents.mapping), **options)
-        self._synthesis = jax.jit(self._whole(self.latents.synthesis), **options)
+        self._synthesis = jax.jit(self._whole(self.latents.synthesis, spread=True), **options)
         # A program with compiler options has no gradient.
         self._differentiable = jax.jit(self._whole(self.latents.synthesis), **shardings)
         if self.options.task == 'project':
@@ -95,7 +96,7 @@ class Explorer(Program):
             check_side(
                 config, seen_by, "explore.task='project'", 'choose another config.eval.perceptual'
             )
-            self.distance, _ = open_distance(config.eval)
+            self.distance, self.seen_by = open_distance(config.eval)
             place = self.options.images, self.options.rows, 1
             self.given = read_images(config, 'explore.images', *place, self.num_classes)
         if self.options.task == 'boundary':
@@ -118,10 +119,10 @@ class Explorer(Program):
         for start in range(0, len(ws), size):
             at = np.resize(np.arange(start, min(start + size, len(ws))), size)
             part = self._synthesis(state, *self._put((ws[at], self.condition(told[at]))))
-            made.append(jax.device_get(part)[: len(ws) - start])
-        images = np.concatenate(made)
-        self.require_finite(np.isfinite(images).all((1, 2, 3)))
-        return pipeline.to_uint8(images)
+            part = jax.device_get(part)[: len(ws) - start]
+            self.require_finite(np.isfinite(part).all((1, 2, 3)))
+            made.append(pipeline.to_uint8(part))
+        return np.concatenate(made)
 
     def synthesis(self, state, told: np.ndarray) -> Callable:
         """From ws [n, layers, d] to float images, told the labels of `told`; differentiable."""
@@ -135,11 +136,16 @@ class Explorer(Program):
             *ws.shape[:2], *images_shape(self.config)
         )
 
+    @property
+    def untruncated(self) -> dict[str, float]:
+        """Knobs with which z, and all of w, are the prior's."""
+        knobs = self.config.sample.knobs
+        return {name: value for name, value in UNTRUNCATED.items() if name in knobs}
+
     def samples(self, state) -> tuple[np.ndarray, np.ndarray]:
         """Gives ws [n, layers, d] of `explore.samples` latents, all of w, and their indices."""
         indices = np.arange(self.options.samples)
-        whole = {'psi': 1.0} if self.latents.styled else {}
-        return self.mapped(state, self.z(indices), indices, **whole), indices
+        return self.mapped(state, self.z(indices), indices, **self.untruncated), indices
 
 
 def images_shape(config) -> tuple[int, int, int]:
@@ -245,8 +251,10 @@ def projection(explorer: Explorer, state) -> tuple:
     near = np.asarray(psnr(pipeline.to_float(made), target))
     arrays = {'images': made[:, None], 'source': given, 'ws': found, 'psnr': near}
     arrays |= {'distance': end, 'start_distance': start}
+    name = explorer.seen_by['distance']
+    arrays['distance_of'] = f'{name} + {options.pixel_weight:g} * squared error'
     said = (
-        f', distance {end.mean():.4f} (of the mean of w {start.mean():.4f}), '
+        f', {arrays["distance_of"]} {end.mean():.4f} (of the mean of w {start.mean():.4f}), '
         f'PSNR {near.mean():.1f} dB'
     )
     return page(np.stack([given, made], 1)), arrays, said
@@ -340,7 +348,9 @@ def moving(explorer: Explorer, state) -> tuple[np.ndarray, np.ndarray]:
 def of_one(explorer: Explorer, state, z: np.ndarray) -> np.ndarray:
     """Images uint8 [rows, columns, h, w, c] of z [rows, columns, d], all told z_0's label."""
     told = np.zeros(z.shape[0] * z.shape[1], int)
-    ws = explorer.mapped(state, z.reshape(len(told), -1), told)
+    # For z to be what it is said to be; w may be truncated.
+    knobs = {name: x for name, x in explorer.untruncated.items() if name != 'psi'}
+    ws = explorer.mapped(state, z.reshape(len(told), -1), told, **knobs)
     made = explorer.drawn(state, ws, told)
     return made.reshape(*z.shape[:2], *made.shape[1:])
 
@@ -393,6 +403,7 @@ def classifier(config, mesh) -> Extractor:
 def check(config, method) -> None:
     """Raises UserError where `config.explore` does not fit itself or the method."""
     options, latents = config.explore, method.latents
+    check_names(config.eval, ())
     if latents is None:
         raise UserError(
             f'config.method={config.method!r} has no latents: --mode=explore is for what draws in '
@@ -406,6 +417,8 @@ def check(config, method) -> None:
     expected = f'another task: {own} has no styles, those of stylegan and stylegan2 do'
     fits = latents.styled or task not in STYLED
     require(fits, 'explore.task', task, expected)
+    expected = f'another task: of z its direction alone counts to {own}, and planes have all of it'
+    require(task != 'map' or not latents.direction, 'explore.task', task, expected)
     expected = f'another task: samples of {own} cannot be truncated'
     fits = bool(latents.truncation) or task != 'truncation'
     require(fits, 'explore.task', task, expected)

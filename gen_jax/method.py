@@ -16,6 +16,9 @@ from flax import struct
 
 from gen_jax.errors import UserError
 
+# Knobs with which latents are the prior's, whatever samples are asked for.
+UNTRUNCATED = {'temperature': 1.0, 'truncation': 0.0, 'psi': 1.0}
+
 
 class Latents(NamedTuple):
     """What a generator draws from, in two steps.
@@ -28,6 +31,7 @@ class Latents(NamedTuple):
         of noise inside, which without them never changes.
       styled: whether there are styles.
       truncation: the knob that trades variety for quality; '' where there is none.
+      direction: whether of z its direction alone counts.
     """
 
     dim: int
@@ -35,6 +39,7 @@ class Latents(NamedTuple):
     synthesis: Callable
     styled: bool
     truncation: str
+    direction: bool = False
 
 
 class Method(NamedTuple):

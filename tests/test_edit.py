@@ -223,6 +223,49 @@ def test_labels_are_the_images_own_or_what_sample_label_says():
     np.testing.assert_array_equal(asked['label'], [4, 4])
 
 
+@pytest.mark.parametrize('task', ['reconstruct', 'interpolate', 'vary'])
+def test_noise_is_sought_by_the_plain_model(task):
+    """Guided, it is not of the prior (see docs/diffusion.md); variations are guided as samples."""
+    changes = {'data.num_classes': 10, 'diffusion.label_dropout': 0.1, 'edit.task': task}
+    config = small(**changes, **{'sample.knobs.guidance': 3.0})
+    asked = edit.Editing(config, model(config)).condition(np.arange(2))
+    assert asked['guidance'].tolist() == [3.0 if task == 'vary' else 1.0] * 2
+    assert asked['guidance'].dtype == np.float32
+
+
+def folder_of(root, *names):
+    """One image in each class folder."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new('L', (8, 8)).save(root / name / 'a.png')
+    return str(root)
+
+
+def labels_of(config, folder, classes):
+    return edit.read_images(config, 'edit.images', folder, 8, 1, classes)[1].tolist()
+
+
+def test_class_folders_mean_the_models_classes(tmp_path):
+    """By their names, or by their numbers; not by how many there are before them."""
+    config = small()
+    digit = folder_of(tmp_path / 'digits', '3', '9')
+    assert labels_of(config, digit, 10) == [3, 9]
+    config.data.source = f'folder:{folder_of(tmp_path / "model", "cat", "dog", "fox")}'
+    some = folder_of(tmp_path / 'some', 'fox', 'dog', '0')
+    assert labels_of(config, some, 3) == [0, 1, 2]
+    config.data.source = 'shapes'
+    config.data.channels = 3
+    given = folder_of(tmp_path / 'shapes', 'ring', 'circle')
+    assert labels_of(config, given, 6) == [0, 3]
+    with pytest.raises(UserError, match=r"digits/9: '9' is none of the 6 classes: name its folder"):
+        labels_of(config, digit, 6)
+    other = folder_of(tmp_path / 'other', 'rings')
+    with pytest.raises(UserError, match=r"set config\.sample\.label, did you mean 'ring'\?"):
+        labels_of(config, other, 6)
+    config.data.source = 'folder:/gone'
+    assert labels_of(config, digit, 10) == [3, 9]
+
+
 # Mistakes.
 
 
@@ -246,6 +289,7 @@ def test_labels_are_the_images_own_or_what_sample_label_says():
         ({'edit.task': 'inpaint', 'edit.mask': '/no/mask.png'}, '/no/mask.png'),
         ({'edit.task': 'inpaint', 'edit.mask': 'a' * 300}, 'expected a PNG file'),
         ({'data.channels': 3}, 'set config.data.channels=1'),
+        ({'edit.task': 'inpaint', 'edit.mask': '~/no.png'}, "config.edit.mask='~/no.png'"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, changes, says):

@@ -9,6 +9,8 @@ from PIL import Image
 
 from gen_jax import explore
 from gen_jax.config import default
+from gen_jax.data import sources
+from gen_jax.data.pipeline import to_float
 from gen_jax.errors import UserError
 from gen_jax.method import Latents, Method, Net
 from gen_jax.runtime.checkpoint import Checkpoints
@@ -50,10 +52,10 @@ def run(tmp_path, monkeypatch, capsys):
     with contextlib.closing(Checkpoints(tmp_path / 'checkpoints', keep=1)) as checkpoints:
         checkpoints.save(STEP, LINEAR.init(None, None), {})
 
-    def run(task, **changes):
+    def run(task, size=SIZE, network='inception', **changes):
         config = default('gans.adversarial', network='stylegan2')
         config.sample.batch_size = 8
-        config.data.image_size = SIZE
+        config.data.image_size, config.eval.network = size, network
         config.explore.update({'task': task, 'rows': 2, 'columns': 3, 'samples': 500, **changes})
         explore.run(config, tmp_path)
         path = tmp_path / 'explore' / f'{task}_{STEP:08d}.png'
@@ -186,6 +188,28 @@ def test_the_boundary_of_brightness_is_where_images_get_brighter(run):
     assert 'brightness goes from' in said
 
 
+def test_the_boundary_of_a_class_is_where_images_become_of_it(run, monkeypatch):
+    """Between two digits, as the classifier of digits sees them."""
+    source = sources.open_source(default('diffusion.gaussian').data, 'test')
+    zero, one = (to_float(next(x['image'] for x in source if x['label'] == k)) for k in (0, 1))
+
+    def between(state, ws, condition):
+        share = jnp.clip(ws[:, 0, 0], 0, 1)[:, None, None, None]
+        return (1 - share) * zero + share * one
+
+    def mapping(state, z, condition):
+        return 0.5 + 0.3 * z[:, None]
+
+    method = LINEAR._replace(latents=Latents(DIM, mapping, between, False, ''))
+    monkeypatch.setattr(explore, 'create', lambda config: method)
+    options = {'attribute': 'class:1', 'samples': 400, 'columns': 3, 'spread': 2.0}
+    made, _, said = run('boundary', size=8, network='digits', **options)
+    assert made['directions'][0, 0] > 0.98
+    assert made['mean'][0] < 0.1
+    assert made['mean'][-1] > 0.9
+    assert 'class:1 goes from' in said
+
+
 def test_principal_components_are_those_of_w(run):
     made, _, said = run('principal', samples=2000, layers=(0, 1), rows=3, spread=2.0)
     np.testing.assert_allclose(np.abs(made['directions']), np.eye(DIM), atol=0.1)
@@ -232,6 +256,7 @@ def test_mistakes_are_told(run, changes, message):
         (('diffusion.gaussian', {}), 'interpolate', 'autoencoders.vae and autoencoders.vae_gan'),
         (('gans.adversarial', {'network': 'dcgan'}), 'mixing', 'has no styles'),
         (('gans.adversarial', {'network': 'progressive'}), 'truncation', 'cannot be truncated'),
+        (('gans.adversarial', {'network': 'stylegan2'}), 'map', 'its direction alone counts'),
     ],
     ids=str,
 )
@@ -242,6 +267,13 @@ def test_what_a_method_has_not_is_told(method, task, message):
     with pytest.raises(UserError) as told:
         explore.Explorer(config)
     assert message in str(told.value)
+
+
+def test_a_distance_that_nobody_knows_is_told():
+    config = default('gans.adversarial', network='stylegan2')
+    config.explore.task, config.eval.perceptual = 'project', 'lpips'
+    with pytest.raises(UserError, match=r"eval\.perceptual='lpips' is unknown; known are: alex"):
+        explore.Explorer(config)
 
 
 def test_images_too_small_for_the_distance_are_told():

@@ -32,6 +32,8 @@ class Folder:
 
     Attributes:
       num_classes: the number of class folders; 0 where unlabelled.
+      classes: their names.
+      folder: of the split.
     """
 
     def __init__(self, path: str, split: str, image_size: int, channels: int, fit: str):
@@ -47,8 +49,8 @@ class Folder:
                 f'folder:{path} is not a folder: point config.data.source at one with '
                 'CLASS/*.png or *.png in it'
             )
-        folder, classes = _split_folder(root, split), _classes(root)
-        self.num_classes = len(classes)
+        folder, classes = _split_folder(root, split), class_names(root)
+        self.num_classes, self.classes, self.folder = len(classes), classes, folder
         self._items = _labelled(folder, classes) if classes else [(p, 0) for p in _images(folder)]
         self._size, self._channels, self._fit = image_size, channels, fit
         check_images([path for path, _ in self._items])
@@ -131,7 +133,7 @@ def _check_not_splits(root: Path) -> None:
         )
 
 
-def _classes(root: Path) -> list[str]:
+def class_names(root: Path) -> list[str]:
     """Class names in label order; those of `train` hold for all splits, lest numbers shift."""
     return [p.name for p in _folders(_split_folder(root, 'train'))]
 

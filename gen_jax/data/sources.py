@@ -10,8 +10,9 @@ that `cropped(indices, least, crops) -> [example, ...]` gives, where images are 
 shown (see `fitting.crop_image`). Sources can be pickled, and read by many threads at once.
 """
 
+import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gen_jax.config import nearest
-from gen_jax.data import fitting
+from gen_jax.data import fitting, folder, shapes, sprites
 from gen_jax.data.folder import Folder
 from gen_jax.data.shapes import Shapes
 from gen_jax.data.sprites import Sprites, parse_sizes
@@ -128,6 +129,23 @@ def open_source(data, split: str) -> Source:
     if not len(source):
         raise UserError(f'{data.source} {split!r} has no examples: choose another split')
     return source
+
+
+def class_names(data) -> Sequence[str] | None:
+    """The names of the classes of `data.source`, in the order of labels; None: nothing tells.
+
+    Args:
+      data: as of `open_source`; no image need be there.
+    """
+    kind, _, name = data.source.partition(':')
+    if kind == 'tfds':
+        from gen_jax.data import tfds_source
+
+        return tfds_source.class_names(name, data.tfds_dir)
+    if kind == 'folder':
+        root = Path(os.path.expanduser(name))
+        return folder.class_names(root) if root.is_dir() else None
+    return {'shapes': shapes.SHAPES, 'sprites': sprites.SHAPES}.get(kind)
 
 
 def _check_same(name: str, described: str) -> None:

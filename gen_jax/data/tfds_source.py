@@ -105,6 +105,21 @@ def channels(builder) -> int | None:
     return found if found in (1, 3) else None
 
 
+def class_names(name: str, data_dir: str) -> list[str] | None:
+    """Of a data set's `label`, whether or not it is prepared; None where it has no classes.
+
+    Args, errors: as of `prepared`.
+    """
+    with _quiet():
+        label = dict(_builder(name, _root(data_dir)).info.features.items()).get('label')
+    return label.names if isinstance(label, tfds.features.ClassLabel) else None
+
+
+def _root(data_dir: str) -> str:
+    root = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    return os.path.expanduser(root)
+
+
 def prepared(name: str, data_dir: str):
     """The TFDS builder of a data set whose array_record files exist, made now if they do not.
 
@@ -120,8 +135,7 @@ def prepared(name: str, data_dir: str):
         downloaded (then it names them and the folder to put them in), or a process cannot see
         them; then all processes raise it.
     """
-    root = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    root = os.path.expanduser(root)
+    root = _root(data_dir)
     with _quiet():
         builder = _builder(name, root)
         is_prepared = builder.is_prepared()

@@ -49,6 +49,7 @@ from gen_jax.gans.objectives import OBJECTIVES
 from gen_jax.gans.penalties import path_lengths
 from gen_jax.gans.rules import check, rules_for, sample_for
 from gen_jax.method import (
+    UNTRUNCATED,
     Method,
     Net,
     check_batch,
@@ -61,8 +62,6 @@ from gen_jax.method import (
 )
 
 CHOICES = {'network': 'model'}
-# What `decode` does to its latents, whatever samples are asked for: nothing.
-UNTRUNCATED = {'temperature': 1.0, 'truncation': 0.0, 'psi': 1.0}
 PENALTY_WEIGHT, PATH_LENGTH = 'gan.penalty_weight', 'gan.path_length'
 PATH_DECAY = 0.01  # share of a new mean path length in the running one
 PATH_SHRINK = 2  # path lengths are taken of one image in so many

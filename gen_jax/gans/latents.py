@@ -37,7 +37,8 @@ def latents(config, game: Game) -> Latents:
         return drawn(config, game, state, ws, labels(condition, classes), keys)
 
     truncation = 'psi' if styled else 'truncation' if 'truncation' in config.sample.knobs else ''
-    return Latents(game.generator.latent_dim, mapping, synthesis, styled, truncation)
+    direction = config.network in networks.NORMALISED
+    return Latents(game.generator.latent_dim, mapping, synthesis, styled, truncation, direction)
 
 
 def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Array:
@@ -62,10 +63,19 @@ def drawn(config, game: Game, state, ws: jax.Array, label, keys=None) -> jax.Arr
         return game.generator.apply(variables, ws[:, 0], label, train=False, keys=keys, **grown)
 
     if not growth:
-        return jnp.clip(at(image_size, 1.0), -1.0, 1.0)
+        return clipped(at(image_size, 1.0))
     number, alpha = growth.at(state.step)
     sizes = [lambda alpha, s=s: enlarged(at(s, alpha), image_size) for s in growth.sizes]
-    return jnp.clip(jax.lax.switch(number, sizes, alpha), -1.0, 1.0)
+    return clipped(jax.lax.switch(number, sizes, alpha))
+
+
+@jax.custom_jvp
+def clipped(x: jax.Array) -> jax.Array:
+    """In [-1, 1], with the gradient of x: who looks for an image can leave what is saturated."""
+    return jnp.clip(x, -1.0, 1.0)
+
+
+clipped.defjvps(lambda tangent, primal_out, x: tangent)
 
 
 def at_rest(net: Net) -> dict:

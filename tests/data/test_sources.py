@@ -476,3 +476,20 @@ def test_fashion_mnist(tmp_path):
 def _mean_of_idx(path):
     with gzip.open(path) as file:
         return np.frombuffer(file.read()[16:], np.uint8).mean()
+
+
+@pytest.mark.parametrize(
+    ('source', 'names'),
+    [
+        ('tfds:mnist', [str(i) for i in range(10)]),
+        ('tfds:fashion_mnist', ['T-shirt/top', 'Trouser', 'Pullover', 'Dress']),
+        ('tfds:celeb_a', None),
+        ('digits', None),
+    ],
+)
+def test_classes_are_told_where_no_image_is(tmp_path, source, names):
+    data = default('diffusion.gaussian').data
+    data.source, data.tfds_dir = source, str(tmp_path)
+    found = sources.class_names(data)
+    assert (found and list(found)[: len(names)]) == names
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from gen_jax import config as house
 from gen_jax import train
 from gen_jax.errors import UserError
 from gen_jax.gans import adversarial
-from gen_jax.gans.latents import within
+from gen_jax.gans.latents import clipped, within
 
 
 @pytest.mark.slow
@@ -84,6 +84,26 @@ def test_truncated_noise_is_the_truncated_normal():
         assert np.abs(found).max() <= limit * (1 + 1e-5)
     np.testing.assert_array_equal(within(z, jnp.zeros(1)), z)
     assert np.isfinite(within(jnp.float32([-6.0, 6.0]), jnp.full(1, 9.0))).all()
+
+
+def test_what_is_saturated_has_a_gradient():
+    """Or a search for the latents of an image could not leave it."""
+    x = jnp.float32([-3.0, -1.0, 0.5, 2.0])
+    np.testing.assert_array_equal(clipped(x), [-1, -1, 0.5, 1])
+    np.testing.assert_array_equal(jax.grad(lambda x: (clipped(x) ** 2).sum())(x), [-2, -2, 1, 2])
+    config = small(network='progressive')
+    method, state = started(config)
+    params = jax.tree.map(lambda x: x + 20.0, state.generator.params)
+    state = state.replace(generator=state.generator.replace(params=params, ema=None))
+    z = jnp.float32(np.random.default_rng(0).standard_normal((2, method.latents.dim)))
+
+    def mean(z):
+        images = method.latents.synthesis(state, method.latents.mapping(state, z, {}), {})
+        return images.mean(), images
+
+    gradient, images = jax.jit(jax.grad(mean, has_aux=True))(z)
+    assert jnp.abs(images).min() == 1
+    assert jnp.abs(gradient).max() > 0
 
 
 WRONG = [
