@@ -10,7 +10,7 @@ Networks and codes are those of the authors' example (sonnet's vqvae_example.ipy
 wide: codes of 16 numbers, not 64, of which the second stage's network, no wider than that, made
 little.
 What differs: the paper draws codes by a PixelCNN.
-Cost: 6,000 steps of 64 images, 10 minutes on 2 CPU cores that shared other work; then 5,000, 22.
+Cost: 6,000 steps of 64 images, 8 minutes on 2 CPU cores; then 5,000, 15.
 Number: no paper has one for this data set. Ours: see README.
 
 Variants:

@@ -145,6 +145,8 @@ def main() -> None:
     out = scripts.folder(FLAGS.out)
     asked = {'steps': FLAGS.steps, 'seeds': FLAGS.seeds}
     rows, settings = Rows(out / 'mode_collapse.json', asked), settings_of(FLAGS.steps)
+    for name in [name for name in rows.found if not (out / f'{name}.npy').exists()]:
+        del rows.found[name]  # of which there would be nothing to plot
     for name in names:
         make = partial(measured, name, out, FLAGS.steps, FLAGS.seeds)
         rows(name, settings[name], make)

@@ -3,8 +3,8 @@ r"""Fills the README's pictures and tables from finished runs.
   python experiments/readme.py --runs=runs --throughput=throughput.md
 
 Each row of the results needs RUNS/CONFIG/, of a variant RUNS/CONFIG_VARIANT/, as training and
---mode=evaluate leave it; a row whose run is missing is left as it is, and so is the table of
-experiments/throughput.py. For bits per dimension, evaluate a second time:
+--mode=evaluate leave it; a row whose run is missing, or not evaluated, is left as it is, and so is
+the table of experiments/throughput.py. For bits per dimension, evaluate a second time:
 
   python main.py --config=configs/edm_fashion_mnist.py --mode=evaluate \
       --config.eval.metrics="('per_example',)" --config.data.eval_split='test[:1000]'
@@ -28,6 +28,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Where the numbers are."""
     flags.DEFINE_string('runs', 'runs', 'The folder whose subfolders are the runs, by config.')
+    flags.DEFINE_string('machine', '2 CPU cores', 'What the runs were trained on.')
     flags.DEFINE_string('throughput', '', 'The table that experiments/throughput.py wrote.')
 
 
@@ -40,7 +41,7 @@ def minutes(run: Path) -> str:
             continue  # an evaluation
         seconds += (row['step'] - before) / row['steps_per_second']
         before = row['step']
-    return f'{before:,} steps, {seconds / 60:.1f} min on 2 CPU cores'
+    return f'{before:,} steps, {seconds / 60:.1f} min on {FLAGS.machine}'
 
 
 def metrics(run: Path) -> dict[str, dict]:
@@ -203,16 +204,17 @@ def main() -> None:
     """Writes README.md and docs/pictures."""
     if FLAGS.throughput and not Path(FLAGS.throughput).is_file():
         raise UserError(f'--throughput={FLAGS.throughput}: expected the table of throughput.py')
-    text = README.read_text()
-    runs = Path(FLAGS.runs)
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    text, done = README.read_text(), []
     for name, report, paper in ROWS:
-        run = runs / name.replace(':', '_')
-        if not (run / 'metrics.jsonl').exists():
-            print(f'no run {run}: its row stays as it is')
+        run = Path(FLAGS.runs) / name.replace(':', '_')
+        if not all((run / left).exists() for left in ('metrics.jsonl', 'metrics.json')):
+            print(f'no run {run}, or none that was evaluated: its row stays as it is')
             continue
         row = f'| {command(name)} | {minutes(run)} | {paper} | {report(run)} |'
         text = placed(text, name, row)
+        done.append(run)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for run in done:
         for kind in ('samples', 'reconstruction', 'interpolation'):
             # Of samples the last grid of training, or that of --mode=sample where there is one.
             names = ('step', 'grid') if kind == 'samples' else (kind,)

@@ -116,7 +116,12 @@ def folder(path: str) -> Path:
 
 
 def file(path: str) -> Path:
-    """The file of results, which may be there; UserError, before the work, where it cannot be."""
+    """The file of results, which may be there; UserError, before the work, where it cannot be.
+
+    What goes beside it has its name and ends in .md.
+    """
+    if Path(path).suffix == '.md':
+        raise UserError(f'--out={path}: expected the file of figures, a .json; the table is .md')
     if Path(path).is_dir() or not Path(path).parent.is_dir():
         raise UserError(f'--out={path}: expected a file in a folder that is there')
     return Path(path)

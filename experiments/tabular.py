@@ -21,6 +21,7 @@ themselves, it is told, against held-out rows:
 """
 
 import csv
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,6 +125,11 @@ def read(path: Path, few: int) -> Table:
     columns = [column_of(cells, few) for cells in zip(*rows, strict=True)]
     if not columns:
         raise UserError(f'--table={path}: expected rows below the header')
+    for name, cells in zip(names, zip(*rows, strict=True), strict=True):
+        words = [i for i, cell in enumerate(cells) if not is_number(cell)]
+        if 0 < len(words) < len(cells) / 2:
+            says = f'row {words[0] + 1} of column {name!r} is {cells[words[0]]!r}, most are numbers'
+            raise UserError(f'--table={path}: {says}: mend or leave out what is not')
     for name, (_, kinds) in zip(names, columns, strict=True):
         if names.count(name) > 1:
             raise UserError(f'--table={path}: several columns are called {name!r}: rename them')
@@ -134,13 +140,18 @@ def read(path: Path, few: int) -> Table:
     return Table(names, values, [kinds for _, kinds in columns])
 
 
+def is_number(cell: str) -> bool:
+    """Whether it is a finite one."""
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
 def column_of(cells: tuple[str, ...], few: int) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Numbers and None; or each cell's place among the categories, and these."""
-    try:
-        numbers = np.array(cells, float)
-    except ValueError:
-        numbers = None
-    if numbers is not None and np.isfinite(numbers).all() and len({*numbers}) > few:
+    numbers = np.array(cells, float) if all(map(is_number, cells)) else None
+    if numbers is not None and len({*numbers}) > few:
         return numbers, None
     kinds = tuple(sorted({*cells}))
     return np.array([kinds.index(cell) for cell in cells], float), kinds

@@ -87,6 +87,10 @@ def test_throughput_compares_the_same_network(tmp_path):
         ('throughput.py --variant=nope', "unknown variant 'nope'"),
         ('throughput.py --turns=0', '--turns=0'),
         ('throughput.py --out=none/file', 'a file in a folder that is there'),
+        (
+            'gan_throughput.py --reference=none --out=x.md',
+            '--out=x.md: expected the file of figures',
+        ),
         ('gan_throughput.py', '--reference'),
         ('gan_throughput.py --reference=none', 'expected the checkout none/'),
         ('metrics_speed.py --n=0', '--n=0'),
@@ -166,7 +170,8 @@ LIKE = {'fid_x': FID, 'precision_x': {'value': 0.9}, 'recall_x': {'value': 0.85}
 NEAR = 'fid_x 1.23 of 1,000 samples (296 real test images: 0.90), precision 0.90, recall 0.85'
 
 
-def test_rows_of_the_readme_are_what_runs_left(tmp_path):
+def test_rows_of_the_readme_are_what_runs_left(monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, 'FLAGS', types.SimpleNamespace(machine='one GPU'))
     log = tmp_path / 'metrics.jsonl'
     write(
         log,
@@ -175,7 +180,7 @@ def test_rows_of_the_readme_are_what_runs_left(tmp_path):
         {'step': 400, 'steps_per_second': 5.0, 'd_real_accuracy': 0.9, 'd_fake_accuracy': 0.9}
         | {'perplexity': 12.3},
     )
-    assert readme.minutes(tmp_path) == '400 steps, 1.2 min on 2 CPU cores'  # 10 s and 60 s
+    assert readme.minutes(tmp_path) == '400 steps, 1.2 min on one GPU'  # 10 s and 60 s
     right = {'value': 0.955, 'per_class': {'0': 0.99, '1': 0.8}, 'floor': 0.98}
     write(tmp_path / 'metrics.json', {**LIKE, 'accuracy_x': right})
     named = '95.5% recognised as the class asked for, 80% in the worst class'
@@ -210,16 +215,19 @@ def test_the_readme_is_filled_from_the_runs_that_are_there(monkeypatch, tmp_path
     one, two, three = (readme.command(x) for x in ('one', 'one:b', 'two'))
     page = tmp_path / 'README.md'
     page.write_text(f'| {one} | old |\n| {three} | old |\n\n| task | best of x |\n| old |\n\nend\n')
-    for name in ('one', 'one_b'):
+    for name in ('one', 'one_b', 'two'):
         run = tmp_path / 'runs' / name
         write(run / 'metrics.jsonl', {'step': 60, 'steps_per_second': 1.0})
+        if name == 'two':
+            continue  # was not evaluated
+        write(run / 'metrics.json', {})
         for kind, says in (('step_000010', 'old'), ('step_000060', name), ('other', 'no')):
             write(run / 'samples' / f'{kind}.png', says)
         write(run / 'explore' / 'map_60.png', name)
     write(tmp_path / 'runs/one_b/samples/grid_000060.png', 'asked for')
     table = tmp_path / 'table.md'
     table.write_text('| task | best of y |\n')
-    flags = {'runs': str(tmp_path / 'runs'), 'throughput': str(table)}
+    flags = {'runs': str(tmp_path / 'runs'), 'machine': '2 CPU cores', 'throughput': str(table)}
     monkeypatch.setattr(readme, 'FLAGS', types.SimpleNamespace(**flags))
     monkeypatch.setattr(readme, 'README', page)
     monkeypatch.setattr(readme, 'PICTURES', tmp_path / 'pictures')

@@ -212,6 +212,11 @@ def test_the_command_leaves_rows_table_and_figure_and_goes_on(command, tmp_path)
     assert len(found['minimax']['grid']['modes']) == 2
     assert '| *PacGAN2, Lin et al. 2018* |' in path.with_suffix('.md').read_text()
     assert path.with_suffix('.png').stat().st_size > 1000
+    (tmp_path / 'minimax.npy').unlink()
+    done = command(*few, '--rows=pacgan_2')  # a row without samples is forgotten, and made again
+    assert (done.returncode, done.stdout.count('modes of ring')) == (0, 0), done.stderr
+    done = command(*few, '--rows=minimax')
+    assert (done.returncode, done.stdout.count('modes of ring')) == (0, 1), done.stderr
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ def test_a_csv_has_numbers_and_categories(tmp_path):
         ('a,b\n1,2\n3\n', 'row 2 has 1 cells, the header 2'),
         ('a,b,a\n1,2,3\n4,5,6\n', "several columns are called 'a'"),
         ('a,b\n1,2\n1,3\n', "column 'a' is '1' in every row"),
+        ('a,b\n1,2\n2,\n3,4\n', "row 2 of column 'b' is '', most are numbers"),
+        ('a,b\n1,2\n2,nan\n3,4\n', "row 2 of column 'b' is 'nan', most are numbers"),
     ],
 )
 def test_what_is_no_table_is_told(tmp_path, text, says):

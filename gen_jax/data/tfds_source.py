@@ -196,7 +196,7 @@ def _prepare(builder, name: str, downloads: str) -> None:
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
             f'tfds:{name} is not prepared in {builder.data_dir} and preparing it takes '
-            "TensorFlow: pip install 'gen_jax[tf]' (reading it afterwards does not need it)"
+            "TensorFlow: pip install -e '.[tf]' (reading it afterwards does not need it)"
         )
     manual = os.path.join(downloads, 'manual')
     missing = _unreachable(builder.url_infos or {}, manual)

@@ -98,7 +98,7 @@ def _known(name: str) -> Topology:
 def require_compiler() -> None:
     """Raises UserError where libtpu, which has the compiler, is missing."""
     if not importlib.util.find_spec('libtpu'):
-        raise UserError("TPU programs are compiled by libtpu: pip install 'gen_jax[tpu]'")
+        raise UserError("TPU programs are compiled by libtpu: pip install -e '.[tpu]'")
 
 
 def devices(topology: Topology) -> list:

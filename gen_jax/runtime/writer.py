@@ -164,7 +164,7 @@ class TensorBoardWriter:
 def tensorboard_writer(workdir: Path) -> list[TensorBoardWriter]:
     """[a writer], or [] with a line that says how to have it."""
     if importlib.util.find_spec('tensorflow') is None:
-        logging.info("no TensorBoard events: they need pip install 'gen_jax[tf]'")
+        logging.info("no TensorBoard events: they need pip install -e '.[tf]'")
         return []
     return [TensorBoardWriter(workdir)]
 

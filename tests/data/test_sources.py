@@ -441,7 +441,7 @@ def test_files_that_one_process_does_not_see_end_all(main, tmp_path):
 
 def test_without_tensorflow_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    assert "pip install 'gen_jax[tf]'" in error_of(**tfds_fields(tmp_path, 'cifar10', channels=3))
+    assert "pip install -e '.[tf]'" in error_of(**tfds_fields(tmp_path, 'cifar10', channels=3))
 
 
 @pytest.mark.slow
