@@ -138,17 +138,6 @@ def by_label(
     return jax.lax.cond(jnp.all(guidance == 1), lambda: said(x_t, t, label), both)
 
 
-def autoguided(denoise: Callable, worse: Callable, guidance: jax.Array) -> Callable:
-    """A model guided by a worse version of itself, see `autoguidance`.
-
-    Args:
-      denoise: (x_t, t) -> x_0, of the model.
-      worse: the same of another state or method, at the same times.
-      guidance: [n].
-    """
-    return lambda x_t, t: autoguidance(denoise(x_t, t), worse(x_t, t), guidance)
-
-
 def classified(
     denoise: Callable, log_prob: Callable, level: Callable, scale: jax.Array
 ) -> Callable:

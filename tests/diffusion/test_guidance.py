@@ -243,11 +243,3 @@ def test_a_classified_denoiser_samples_the_guided_density(x_t):
         jax.vmap(denoised)(x_t, LABEL, ALPHA, SIGMA), null(x_t, None), WEIGHTS
     )
     np.testing.assert_allclose(denoise(x_t, jnp.zeros(3)), want, atol=1e-5)
-
-
-def test_an_autoguided_denoiser_asks_both(x_t):
-    denoise = guidance.autoguided(
-        lambda x, t: x + t[:, None], lambda x, t: x - t[:, None], jnp.float32([1, 2, 3])
-    )
-    t = jnp.float32([1, 10, 100])
-    np.testing.assert_allclose(denoise(x_t, t) - x_t, [[1, 1], [30, 30], [500, 500]], rtol=1e-4)
