@@ -19,7 +19,8 @@ Plan: on 32 chips of v5e, 74 hours at best (2,400 chip-hours); 14.57 GiB a chip 
 
 The guided numbers are by a run of configs/adm_classifier_imagenet.py of the same size: add to
 --mode=evaluate --config.guide.workdir=runs/adm_classifier_imagenet_at_256 and the authors' scale,
---config.sample.knobs.guide=1, at_128 =0.5, at_512 =4, where the model is unconditional =10.
+--config.sample.knobs.guide=1, at_128 =0.5, at_512 =4, where the model is unconditional =10. The
+authors' classifiers guide too (docs/diffusion.md).
 
 Data: TFDS wants ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in its folder
 downloads/manual. Images are cropped to their middle and made smaller as they are read; half are

@@ -69,17 +69,18 @@ def create(config: ml_collections.ConfigDict, guide: Method | None = None) -> Me
     validate(config, guide)
     if guide is not None:
         return method_module(config.method).create(config, guide)
-    if workdir := guided_by(config):
+    if named := guided_by(config):
+        field = 'workdir' if config.guide.workdir else 'config'
         raise UserError(
-            f"config.guide.workdir={workdir!r}: expected '' here, as a guide is for --mode=sample, "
+            f"config.guide.{field}={named!r}: expected '' here, as a guide is for --mode=sample, "
             'evaluate and edit of a trained model; leave it out'
         )
     return method_module(config.method).create(config)
 
 
 def guided_by(config: ml_collections.ConfigDict) -> str:
-    """The folder of the run that guides samples; '' where there is none."""
-    return config.guide.workdir if 'guide' in config else ''
+    """What guides samples, the folder of a run or the file of a config; '' where nothing does."""
+    return (config.guide.workdir or config.guide.config) if 'guide' in config else ''
 
 
 def default(method: str, **choices: str) -> ml_collections.ConfigDict:

@@ -1,4 +1,4 @@
-"""`config.guide`: another trained run that guides what --mode=sample, evaluate and edit make.
+"""`config.guide`: another trained model that guides what --mode=sample, evaluate and edit make.
 
 What it does to samples is said in gen_jax/diffusion/guides.py; its state is read by sample.load.
 """
@@ -12,6 +12,7 @@ from gen_jax.config import create, default, guided_by, method_module, nearest
 from gen_jax.errors import UserError, in_one_line
 from gen_jax.method import Method
 from gen_jax.runtime import workdir
+from gen_jax.runtime.config_file import ConfigFile
 
 
 def method(config: ml_collections.ConfigDict) -> Method:
@@ -27,12 +28,16 @@ def method(config: ml_collections.ConfigDict) -> Method:
 
 
 def read(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config of the run that `config.guide` names, as a guide's.
+    """The config of what `config.guide` names, as a guide's.
 
     Raises:
-      UserError: there is no such run, or it cannot guide this model.
+      UserError: there is no such run or file, or it cannot guide this model.
     """
-    guide = parsed(Path(guided_by(config)), _named(config))
+    if config.guide.config:
+        guide = ConfigFile().parse(config.guide.config)
+        guide.init_from = config.guide.init_from
+    else:
+        guide = parsed(Path(config.guide.workdir), _named(config))
     _check_fit(config, guide)
     if 'sampler' in guide:
         # Estimates are guided by label alike, and clipped together.
@@ -43,7 +48,7 @@ def read(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _named(config) -> str:
-    return f'config.guide.workdir={guided_by(config)!r}'
+    return f'config.guide.{"config" if config.guide.config else "workdir"}={guided_by(config)!r}'
 
 
 def parsed(folder: Path, named: str) -> ml_collections.ConfigDict:

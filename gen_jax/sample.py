@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen_jax import latent
+from gen_jax import guide, latent
 from gen_jax.config import guided_by
 from gen_jax.data import pipeline, sources
 from gen_jax.errors import UserError
@@ -91,9 +91,17 @@ def load(program: Program, folder: Path, step: str | None = None):
     if not guided_by(config):
         return loaded(shape, folder, step, '--step', begin)
     step, own = loaded(shape.own, folder, step, '--step', begin)
-    place, guides = Path(guided_by(config)).absolute(), config.guide.step or None
-    _, guiding = loaded(shape.guide, place, guides, 'config.guide.step')
-    return step, shape.replace(own=own, guide=guiding)
+    return step, shape.replace(own=own, guide=_guiding(config, shape.guide))
+
+
+def _guiding(config, shape):
+    """The state of what `config.guide` names, laid out as `shape` is."""
+    if config.guide.config:
+        key = random.stream(config.seed, 'guide')
+        state = published.state_of(guide.read(config), key)
+        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, shape))
+    place, step = Path(config.guide.workdir).absolute(), config.guide.step or None
+    return loaded(shape, place, step, 'config.guide.step')[1]
 
 
 def loaded(shape, folder: Path, step: str | None, field: str, begin: Callable | None = None):

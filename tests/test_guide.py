@@ -9,10 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gen_jax import edit, evaluate, guide, sample
 from gen_jax.config import create, default
+from gen_jax.diffusion.adm import classifier_from_config
 from gen_jax.errors import UserError
+from gen_jax.interop import adm
 from gen_jax.runtime import workdir
 from gen_jax.runtime.checkpoint import Checkpoints, fingerprint
 from gen_jax.runtime.config_file import ConfigFile
@@ -111,6 +114,75 @@ def test_a_classifier_gives_an_unconditional_model_its_classes(runs, model):
         with pytest.raises(UserError, match=f'holds samples of other settings .*{says}') as error:
             sample.run(other, model)
         assert '\n' not in str(error.value)
+
+
+FILE = """
+from gen_jax.config import default
+
+
+def get_config(variant=''):
+    config = default('diffusion.noised_classifier')
+    config.update_from_flattened_dict({fields})
+    return config
+"""
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """By `config.guide`: a config's file and a classifier's, as guided-diffusion writes it."""
+    config, rng = small_classifier(), np.random.default_rng(3)
+    net = classifier_from_config(config)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 8, 8, 1)), np.zeros(1))
+    params = jax.tree.map(
+        lambda x: np.float32(0.2 * rng.standard_normal(x.shape)), shapes['params']
+    )
+    noise = {name.removeprefix('diffusion.'): value for name, value in NOISE.items()}
+    known = adm.Published(net, 8, {'betas': 'linear', 'told': 'time', **noise})
+    monkeypatch.setitem(adm.PUBLISHED, 'tiny', known)
+    save_file(adm.to_reference(params, net, 8), tmp_path / 'tiny.pt')
+    (tmp_path / 'classifier.py').write_text(FILE.format(fields={**NET, **CLASSIFIER, **NOISE}))
+    files = {'config': tmp_path / 'classifier.py', 'init_from': tmp_path / 'tiny.pt'}
+    return {f'guide__{name}': str(path) for name, path in files.items()}, params
+
+
+@pytest.mark.slow
+def test_a_published_classifier_guides_without_a_run(model, published):
+    named, params = published
+    config = small(**named, sample__knobs__guide=3.0)
+    sample.run(config, model)
+    program = Program(config, guide.method(config))
+    step, state = sample.load(program, model)
+    jax.tree.map(np.testing.assert_array_equal, state.guide.net.params, params)
+    laid_out = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), program.state_shape)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == laid_out
+    assert (step, settings(model)['state']) == (5, fingerprint(state))
+    config.eval.update({'network': 'digits', 'metrics': ('accuracy',), 'n': 4})
+    evaluate.run(config, model)
+    told = json.loads((model / 'metrics.json').read_text())['accuracy_digits']['guide']
+    assert told['init_from'] == named['guide__init_from']
+    assert told['state'] == fingerprint(state.guide)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'guide__init_from': ''}, "config.guide.init_from='': expected a file or folder"),
+        (
+            {'guide__config': '', 'sample__knobs__guide': 0.0},
+            "expected '' without config.guide.config",
+        ),
+        ({'guide__workdir': 'x'}, "expected '' with config.guide.workdir: one of them guides"),
+        ({'guide__config': 'none.py'}, '--config=none.py: none.py is no file'),
+        ({'guide__init_from': '/no/tiny.pt'}, 'no file at /no/tiny.pt'),
+        ({'diffusion__timesteps': 20}, 'classifier.py'),
+    ],
+)
+def test_what_a_published_guide_lacks_is_one_line(model, published, changes, says):
+    config = small(**{**published[0], 'sample__knobs__guide': 3.0, **changes})
+    with pytest.raises(UserError) as error:
+        sample.run(config, model)
+    assert says in str(error.value)
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import are_ends, require
+from gen_jax.config import are_ends, guided_by, require
 from gen_jax.diffusion.guidance import by_label, interval
 from gen_jax.method import knob, labels
 
@@ -23,6 +23,9 @@ SAMPLER = {
 GUIDE = {
     'workdir': '',  # its folder; '': none
     'step': '',  # its checkpoint: a number, or best; '': the newest
+    # In place of a run: FILE[:variant] of a config, and published weights for it (gen_jax.interop)
+    'config': '',
+    'init_from': '',
 }
 # `config.latent`: a trained first stage, whose latents are learned (gen_jax.latent).
 LATENT = {
@@ -102,7 +105,7 @@ def check(config) -> None:
     able = dropout > 0
     why = 'because config.diffusion.label_dropout=0: the model cannot be guided'
     require(able or scale == 1, 'sample.knobs.guidance', scale, f'1, {why}')
-    some = able or config.guide.workdir
+    some = able or guided_by(config)
     require(some or not ends, 'sampler.guidance_interval', ends, f'(), {why}')
     require(able or phi == 0, 'sample.knobs.guidance_rescale', phi, f'0, {why}')
     require(able or negative == -1, 'sample.knobs.negative_label', negative, f'-1, {why}')
@@ -111,7 +114,13 @@ def check(config) -> None:
 
 def _check_guide(guide, scale: float) -> None:
     why = "because config.guide.workdir='' names no run that guides"
-    require(guide.workdir or scale == 0, 'sample.knobs.guide', scale, f'0, {why}')
+    there = guide.workdir or guide.config
+    require(there or scale == 0, 'sample.knobs.guide', scale, f'0, {why}')
+    expected = "'' with config.guide.workdir: one of them guides"
+    require(not (guide.workdir and guide.config), 'guide.config', guide.config, expected)
+    expected = 'a file or folder of weights' if guide.config else "'' without config.guide.config"
+    fits = bool(guide.config) == bool(guide.init_from)
+    require(fits, 'guide.init_from', guide.init_from, expected)
     require(guide.workdir or not guide.step, 'guide.step', guide.step, f"'', {why}")
     require(math.isfinite(scale), 'sample.knobs.guide', scale, 'a finite number')
 

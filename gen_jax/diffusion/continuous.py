@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import nearest, require
+from gen_jax.config import guided_by, nearest, require
 from gen_jax.diffusion import (
     augment,
     conditions,
@@ -360,14 +360,14 @@ def check(config) -> None:
 
 def _check_pairing(config) -> None:
     """What OT-CFM cannot do: its noise is Gaussian only of all images together."""
-    diffusion, classes, guide = config.diffusion, config.data.num_classes, config.guide.workdir
+    diffusion, classes, guide = config.diffusion, config.data.num_classes, guided_by(config)
     conditional = 'noise of images that the network is told more of is not what samples start from'
     for misfit, what, why in (
         (diffusion.process != 'flow', f'process={diffusion.process!r}', 'OT-CFM is of flows'),
         # Cheng and Schwing 2025, The Curse of Conditions.
         (classes > 0, f'config.data.num_classes={classes}', conditional),
         (diffusion.augment > 0, f'augment={diffusion.augment}', conditional),
-        (guide, f'config.guide.workdir={guide!r}', f'guidance is {solvers.NO_SCORE}'),
+        (guide, f'config.guide of {guide!r}', f'guidance is {solvers.NO_SCORE}'),
     ):
         fits = tells_score(diffusion) or not misfit
         require(fits, 'diffusion.pairing', diffusion.pairing, f"'random' with {what}: {why}")
