@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from gen_jax import idle
 from gen_jax.errors import UserError, in_one_line, is_users, out_of_memory
 from gen_jax.runtime import command_line, config_file, workdir
 from gen_jax.runtime.compilation import prepare
@@ -44,6 +45,7 @@ def run(argv: list[str]) -> int | None:
         raise UserError(in_one_line(error)) from None
     file = config_flags.get_config_filename(FLAGS['config'])
     folder = Path(os.path.expanduser(FLAGS.workdir or workdir.usual(file))).absolute()
+    idle.require_none(config, config_flags.get_override_values(FLAGS['config']), folder)
     mode = importlib.import_module(f'gen_jax.{FLAGS.mode}')
     collect_rarely()
     try:

@@ -1,5 +1,6 @@
 """--mode=edit: what a trained model makes of images that it is given."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -114,7 +115,9 @@ class Editing(Program):
 
     def __init__(self, config, method: Method):
         """Reads the images and the mask, so that what is wrong with them is told at once."""
-        edit = method.edits[config.edit.task]
+        edit, knobs = method.edits[config.edit.task], config.sample.knobs
+        if config.edit.task in INVERTED and any(knobs.get(x, y) != y for x, y in PLAIN.items()):
+            logging.warning('%s goes by the model without guidance', config.edit.task)
 
         def pair(keys, state, condition):
             return jnp.stack(edit(keys, state, condition), 1)  # [n, 2, h, w, c]

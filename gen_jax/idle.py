@@ -5,15 +5,26 @@ Who sets a field by a flag wants it to count.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from gen_jax.config import defaults_of, method_module
 from gen_jax.errors import UserError
+from gen_jax.runtime import workdir
 
 # What fields serve: (fields, config -> whether it is there, what it is). Methods have their own.
 SERVES = (
     ('optimizer.decay', lambda c: c.optimizer.decay_steps, 'optimizer.decay_steps'),
     ('ema_rampup ema_start', lambda c: c.ema_decay, 'ema_decay'),
-    ('data.fit', lambda c: c.data.source[:6] not in ('shapes', 'sprite'), 'images of other sizes'),
+    (
+        'data.fit',
+        lambda c: (
+            c.data.source[:6] not in ('shapes', 'sprite')
+            or c.edit.images
+            or c.explore.images
+            or c.eval.network != 'inception'
+        ),
+        'images of other sizes',
+    ),
     ('data.tfds_dir', lambda c: c.data.source.startswith('tfds:'), "data.source='tfds:NAME'"),
     ('eval.resize eval.dims', lambda c: c.eval.network == 'inception', "eval.network='inception'"),
     (
@@ -60,27 +71,24 @@ SERVES = (
 )
 
 
-def require_none(config, given: Iterable[str]) -> None:
+def require_none(config, given: Iterable[str], folder: Path) -> None:
     """Raises the UserError of a field that nothing reads.
 
     Args:
       config: as the command line left it.
       given: the fields, dotted, that it set; those that got their default change nothing indeed.
+      folder: the workdir, whose run goes on with what it began with.
     """
-    method, known = method_module(config.method), defaults_of(config)
-    rows = (*SERVES, *getattr(method, 'SERVES', ()))
+    rows = (*SERVES, *getattr(method_module(config.method), 'SERVES', ()))
     served = {field: row for row in rows for field in row[0].split()}
-    for field in given:
-        _, is_there, what = served.get(field, ('', lambda c: True, ''))
-        value = _at(config, field)
-        if value != _at(known, field) and not is_there(config):
+    known, path = workdir.flat(defaults_of(config)), folder / 'config.json'
+    kept = workdir.read_json(path) if path.is_file() else {}
+    asked = workdir.flat(config)
+    for field in (x for x in given if x in served and x in known):
+        _, is_there, what = served[field]
+        value = asked[field]
+        if value not in (known[field], kept.get(field, known[field])) and not is_there(config):
             raise UserError(
                 f'config.{field}={value!r} changes nothing without {what}: leave it out, or set '
                 'what it serves'
             )
-
-
-def _at(config, field: str):
-    for name in field.split('.'):
-        config = config[name]
-    return config

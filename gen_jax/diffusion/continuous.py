@@ -57,11 +57,6 @@ SERVES = (
     *conditions.SERVES,
     *solvers.SERVES,
     (
-        'diffusion.t_min',
-        lambda c: c.diffusion.times == 'uniform' or c.likelihood.divergence,
-        "diffusion.times='uniform' or a likelihood.divergence",
-    ),
-    (
         'diffusion.sigma_data',
         lambda c: 'edm' in (c.diffusion.prediction, c.diffusion.weighting),
         "prediction or weighting 'edm'",

@@ -219,9 +219,13 @@ def _check(config, net: Encoder, known: Published) -> None:
     diffusion, noise = config.diffusion, {'prediction': 'eps', **known.noise}
     told = [(name, getattr(known.net, name), getattr(net, name)) for name in HIDDEN]
     told += [('data.image_size', known.image_size, config.data.image_size)]
-    # Classifiers predict nothing of noise; continuous time has no timesteps.
-    asked = [x for x in noise if x in diffusion or x != 'prediction']
-    told += [(f'diffusion.{x}', noise[x], diffusion.get(x)) for x in asked]
+    if 'timesteps' not in diffusion:
+        raise UserError(
+            f'config.init_from={config.init_from!r} is trained in {noise["timesteps"]} steps: '
+            'expected a config of discrete time'
+        )
+    # Classifiers predict nothing.
+    told += [(f'diffusion.{x}', noise[x], diffusion[x]) for x in noise if x in diffusion]
     for name, theirs, ours in told:
         if theirs != ours:
             raise UserError(

@@ -76,8 +76,10 @@ def check_fields(fields: dict, fixed: dict, read: tuple[str, ...], place: Path) 
             raise UserError(f'{place}: {name}={theirs!r} is not supported, expected {value!r}')
 
 
-def check_schedule(diffusion, folder: str) -> None:
+def check_schedule(diffusion, folder: str) -> bool:
     """Raises UserError where a folder tells that its network was trained with other noise.
+
+    Returns whether it tells.
 
     Args:
       diffusion: of the config, in discrete time.
@@ -87,7 +89,7 @@ def check_schedule(diffusion, folder: str) -> None:
     nested, flat = Path(folder, 'scheduler'), Path(folder)
     place = (nested if nested.is_dir() else flat) / 'scheduler_config.json'
     if not place.is_file():
-        return
+        return False
     fields = read_json(place)
     # (what the config makes, diffusers' default)
     ours = {
@@ -104,6 +106,7 @@ def check_schedule(diffusion, folder: str) -> None:
         theirs = fields.get(name, default)
         if theirs != value:
             raise UserError(f'{place}: {name}={theirs!r}, but config.diffusion makes {value!r}')
+    return True
 
 
 def whole(fields: dict, name: str, usual: int | None, place: Path) -> int:

@@ -85,11 +85,11 @@ def _dit(config, net) -> dict:
     expected = f"('eps', 'time'), which the weights in {path} are trained for"
     named = 'diffusion.prediction, config.diffusion.told'
     require(found == ('eps', 'time'), named, found, expected)
-    if not Path(path).is_dir():
+    folder, steps = Path(path).is_dir(), config.method == 'diffusion.gaussian'
+    if not (folder and steps and check_schedule(diffusion, path)):
         require_linear(diffusion, path)
+    if not folder:
         return {'params': dit.from_reference(read_tensors(path), net, channels, path)}
-    if config.method == 'diffusion.gaussian':
-        check_schedule(diffusion, path)
     return {'params': diffusers_dit.load_into(path, net, channels)}
 
 

@@ -67,7 +67,7 @@ def variables_of(config, net: SongUNet) -> dict:
     expected = f'{meant}, which the weights in {path} are trained for'
     require(found == meant, 'diffusion.prediction, config.diffusion.told', found, expected)
     if not edm:  # EDM's tell by their filters
-        fir = net.encoder == 'residual'
+        fir = net.encoder != 'standard'
         require(net.fir == fir, 'model.fir', net.fir, f'{fir}, as the network in {path} resizes')
     if not edm and net.embedding == 'positional':
         require_linear(diffusion, path, ('vp_linear', 'sub_vp'))

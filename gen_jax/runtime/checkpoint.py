@@ -85,7 +85,9 @@ class Checkpoints:
                 return candidate, *found
             del found  # its memory is the next one's
             logging.warning(
-                'checkpoint %s is damaged (%.160s)', self._folder / str(candidate), reason
+                'checkpoint %s is damaged (%.160s)',
+                self._folder / str(candidate),
+                reason or 'another process cannot read it',
             )
         if not tried:
             return None

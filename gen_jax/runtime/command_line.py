@@ -1,9 +1,7 @@
 """The flags of main.py, and what of them does not go together."""
 
 from absl import flags
-from ml_collections.config_flags import get_override_values
 
-from gen_jax import idle
 from gen_jax.errors import UserError
 from gen_jax.runtime.config_file import define_config
 
@@ -36,12 +34,11 @@ def read(argv: list[str]) -> dict:
     """Parses them into FLAGS; returns what the mode's own flag says, {name: value}, or {}.
 
     Raises:
-      UserError: an argument that is no flag, a field that nothing would read, or another mode's
-        flag; absl's own errors are of what a flag may be.
+      UserError: an argument that is no flag, or another mode's flag; absl's own errors are of
+        what a flag may be.
     """
     if extra := FLAGS(argv)[1:]:
         raise UserError(f'unexpected argument {extra[0]!r}: flags are written --name=value')
-    idle.require_none(FLAGS.config, get_override_values(FLAGS['config']))
     own = MODES[FLAGS.mode]
     if other := {x for x in ('step', 'topology', 'stopped') if FLAGS[x].value} - {own}:
         raise UserError(f'--{other.pop()} is not for --mode={FLAGS.mode}: leave it out')
