@@ -263,6 +263,14 @@ def are_ends(values: tuple) -> bool:
     return numbers and 0 <= values[0] < values[1] < math.inf  # which JSON has not
 
 
+def require_average(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where the moving average of weights cannot be as `ema_*` says."""
+    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
+    for field in ('ema_rampup', 'ema_start'):
+        value = config.get(field, 0)
+        require(0 <= value < math.inf, field, value, '0 or more, and finite')
+
+
 def require_unlabelled(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where the data has classes: this method is told none."""
     n = config.data.num_classes

@@ -17,7 +17,7 @@ from flax import struct
 
 from gen_jax.autoencoders import networks
 from gen_jax.autoencoders.likelihoods import NAMES, Likelihood, named
-from gen_jax.config import are_whole, nearest, require, require_weights
+from gen_jax.config import are_whole, nearest, require, require_average, require_weights
 from gen_jax.method import (
     Method,
     Net,
@@ -151,7 +151,7 @@ def features_of(config) -> int:
         sigma,
         "0, or a positive number, finite, with pixels.likelihood='gaussian'",
     )
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
+    require_average(config)
     return likelihood.features(channels)
 
 

@@ -27,7 +27,14 @@ from gen_jax.autoencoders.ldm import Decoder, Encoder, FirstStage, KLAutoencoder
 from gen_jax.autoencoders.patch import PatchDiscriminator
 from gen_jax.autoencoders.posterior import kl_divergence
 from gen_jax.autoencoders.quantizer import VectorQuantizer, perplexity, require_room
-from gen_jax.config import are_whole, nearest, require, require_unlabelled, require_weights
+from gen_jax.config import (
+    are_whole,
+    nearest,
+    require,
+    require_average,
+    require_unlabelled,
+    require_weights,
+)
 from gen_jax.method import (
     Method,
     Net,
@@ -373,4 +380,4 @@ def _check(config) -> None:
         require(size >= least, 'data.image_size', size, f'at least {least}, which LPIPS needs')
     numbers = (field for field in options if isinstance(options[field], float | int))
     require_weights('first_stage', options, *numbers)
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
+    require_average(config)

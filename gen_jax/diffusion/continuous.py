@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.config import guided_by, nearest, require
+from gen_jax.config import guided_by, nearest, require, require_average
 from gen_jax.diffusion import (
     augment,
     conditions,
@@ -346,9 +346,7 @@ def check(config) -> None:
     expected = f"0, because config.network={config.network!r}: only 'song' is told"
     require(share == 0 or config.network == 'song', named, share, expected)
     conditions.check(config)
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    rampup = config.ema_rampup
-    require(0 <= rampup < math.inf, 'ema_rampup', rampup, '0 (none) or more, and finite')
+    require_average(config)
     finite, score = diffusion.process != 'flow', tells_score(diffusion)
     solvers.check(config, continuous=True, finite=finite, score=score)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gen_jax.config import nearest, require
+from gen_jax.config import nearest, require, require_average
 from gen_jax.diffusion import (
     bound,
     conditions,
@@ -325,9 +325,7 @@ def check(config) -> None:
     require(0 < weight < np.inf, 'diffusion.vlb_weight', weight, 'more than 0, and finite')
     _check_fit(diffusion, sampler)
     conditions.check(config)
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 <= ema_decay < 1')
-    rampup = config.ema_rampup
-    require(0 <= rampup < np.inf, 'ema_rampup', rampup, '0 (none) or more, and finite')
+    require_average(config)
     T, finite = diffusion.timesteps, not diffusion.zero_snr
     solvers.check(config, continuous=False, finite=finite, most=T)
 

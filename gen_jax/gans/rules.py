@@ -6,6 +6,7 @@ from gen_jax.config import (
     are_positive,
     nearest,
     require,
+    require_average,
     require_known,
     require_least,
     require_weights,
@@ -162,9 +163,7 @@ def check(config) -> None:
     if 'standing' in config.sample:
         standing = config.sample.standing
         require(standing >= 0, 'sample.standing', standing, 'a whole number, 0 or more')
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
-    for field in ('ema_rampup', 'ema_start'):
-        require(0 <= config[field] < math.inf, field, config[field], '0 or more, and finite')
+    require_average(config)
 
 
 def _check_growth(rules, image_size: int) -> None:

@@ -534,7 +534,7 @@ def test_improved_ddpm_has_the_papers_network(variant):
         ),
         ({'diffusion__label_dropout': 0.1}, 'no labels to hide'),
         ({'diffusion__label_dropout': 1.0}, 'below 1'),
-        ({'ema_decay': 1.0}, 'ema_decay < 1'),
+        ({'ema_decay': 1.0}, 'below 1'),
         ({'sample__knobs__eta': 1.5}, '0 to 1'),
         ({'sample__knobs__eta': 0.5, 'sampler__name': 'ancestral'}, 'eta is for ddim and dpmpp_2m'),
         ({'sample__knobs__guidance': 2.0}, 'cannot be guided'),

@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from gen_jax.config import are_whole, nearest, require
+from gen_jax.config import are_whole, nearest, require, require_average
 from gen_jax.errors import UserError
 from gen_jax.method import (
     Method,
@@ -191,7 +191,7 @@ def build(config: ml_collections.ConfigDict) -> Classifier:
     require(model.features >= 1, 'model.features', model.features, 'at least 1')
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'a probability below 1')
     require(0 <= config.shift < size, 'shift', config.shift, 'pixels, 0 or more, below the size')
-    require(0 <= config.ema_decay < 1, 'ema_decay', config.ema_decay, '0 (none) or more, below 1')
+    require_average(config)
     dtypes = ('float32', 'bfloat16')
     require(model.dtype in dtypes, 'model.dtype', model.dtype, "'float32' or 'bfloat16'")
     dtype = jnp.dtype(model.dtype)
