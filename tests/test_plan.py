@@ -52,7 +52,7 @@ def test_topologies_in_a_list_and_by_default():
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'gen_jax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
         topology.devices(topology.parse('v5e:2x2')[0])
 
 

@@ -111,7 +111,7 @@ def test_of_what_is_asked_for_per_sample_noise_is_left_alone():
             "'random' with process='edm'",
         ),
         ({'data.num_classes': 3}, r'config\.data\.num_classes=3: noise of images'),
-        ({'guide.workdir': 'runs/worse'}, "guide.workdir='runs/worse': guidance is by the score"),
+        ({'guide.workdir': 'runs/worse'}, "guide of 'runs/worse': guidance is by the score"),
     ],
 )
 def test_what_it_cannot_do_is_told_in_one_line(changes, says):
