@@ -42,11 +42,9 @@ def require_sigmas(diffusion, tensors: dict[str, np.ndarray], process: str, path
       path: of the weights, for the error.
     """
     theirs, found = {'process': process}, continuous_time.seen(diffusion)
-    sigmas = next(
-        (2 * x for x in map(tensors.get, ('sigmas', 'module.sigmas')) if x is not None), ()
-    )
+    sigmas = tensors.get('sigmas', tensors.get('module.sigmas', np.zeros(0)))
     if len(sigmas):
-        ends = float(f'{min(sigmas):.4g}'), float(f'{max(sigmas):.4g}')
+        ends = tuple(float(f'{2 * x:.4g}') for x in (sigmas.min(), sigmas.max()))
         same = np.allclose(ends, found.get('range', (0, 0)), rtol=1e-3)
         theirs |= {'range': found['range'] if same else ends}
         theirs |= {'levels': len(sigmas)} if process == 'ladder' else {}
