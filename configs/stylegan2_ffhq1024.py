@@ -7,7 +7,7 @@ Recipe of github.com/NVlabs/stylegan3 (train.py: --cfg=stylegan2 --batch=32 --ga
 --aug=noaug): path length regularisation every 4th step, R1 every 16th, style mixing 0.9.
 Cost: 781,250 steps of 32 images, 25 million in all; 17.55 seconds for a thousand on 8 V100, the
 authors say.
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 230 hours at best (1,900 chip-hours); 16.51 GiB a chip (docs/plan.md).
 Networks: 30,370,060 and 29,012,513 parameters.
 Paper: FID 2.84.
 Ours: not trained here. Networks and penalties agree with the authors'

@@ -7,7 +7,7 @@ Recipe of github.com/NVlabs/stylegan (train.py as it stands, on 8 GPUs): 600,000
 from 8x8 on, as many until the next has faded in; the non-saturating loss with R1 (of the gradient
 by images of full size, also while small ones are trained), style mixing 0.9.
 Cost: 781,250 steps of 32 images, 25 million in all.
-Plan: docs/plan.md.
+Plan: on 8 chips of v5e, 130 hours at best (1,100 chip-hours); 15.40 GiB a chip (docs/plan.md).
 Networks: 26,219,627 and 23,087,249 parameters.
 Paper: FID 4.40.
 Ours: not trained here. The networks agree with code written from the paper
