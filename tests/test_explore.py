@@ -2,17 +2,19 @@
 
 import contextlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import explore
+from gen_jax import explore, yardsticks
 from gen_jax.config import default
 from gen_jax.data import sources
 from gen_jax.data.pipeline import to_float
 from gen_jax.errors import UserError
 from gen_jax.method import Latents, Method, Net
+from gen_jax.metrics import lpips
 from gen_jax.runtime.checkpoint import Checkpoints
 
 STEP, LAYERS, SIZE, DIM = 7, 4, 16, 3
@@ -52,10 +54,11 @@ def run(tmp_path, monkeypatch, capsys):
     with contextlib.closing(Checkpoints(tmp_path / 'checkpoints', keep=1)) as checkpoints:
         checkpoints.save(STEP, LINEAR.init(None, None), {})
 
-    def run(task, size=SIZE, network='inception', **changes):
+    def run(task, size=SIZE, network='inception', perceptual='ssim', **changes):
         config = default('gans.adversarial', network='stylegan2')
         config.sample.batch_size = 8
-        config.data.image_size, config.eval.network = size, network
+        config.data.image_size = size
+        config.eval.update({'network': network, 'perceptual': perceptual})
         config.explore.update({'task': task, 'rows': 2, 'columns': 3, 'samples': 500, **changes})
         explore.run(config, tmp_path)
         path = tmp_path / 'explore' / f'{task}_{STEP:08d}.png'
@@ -163,6 +166,34 @@ def test_projection_finds_the_latents_of_images(run, tmp_path, extended):
         np.testing.assert_allclose(made['ws'], ws, atol=0.15)
     assert 'PSNR' in said
     assert page.shape == (2 * 33 - 1, 2 * 33 - 1)
+
+
+@pytest.mark.slow
+def test_projection_by_lpips(run, tmp_path, monkeypatch):
+    """Of random weights, with heads that are no less than 0, as the published ones are."""
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    shapes = jax.eval_shape(lpips.LPIPS('vgg').init, jax.random.key(0), image, image)
+    random = np.random.default_rng(0)
+    weights = jax.tree.map(
+        lambda x: jnp.float32(
+            np.abs(random.normal(size=x.shape)) / x.size
+            if x.shape[-1] == 1
+            else random.normal(size=x.shape) * (2 / max(x.size // x.shape[-1], 1)) ** 0.5
+        ),
+        shapes,
+    )
+    monkeypatch.setattr(yardsticks.lpips, 'load', lambda net, *places: weights)
+    monkeypatch.setattr(yardsticks, 'find', lambda file, place: f'{file}')
+    monkeypatch.setattr(yardsticks, 'sha256', lambda path: 'sum')
+    (tmp_path / 'photos').mkdir()
+    ws = MEAN + SCALES * np.random.default_rng(1).normal(size=(1, 1, DIM))
+    image = pixels(np.broadcast_to(ws, (1, LAYERS, DIM)))[0, ..., 0].astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / 'photos/a.png')
+    options = {'images': str(tmp_path / 'photos'), 'steps': 25, 'pixel_weight': 0.5}
+    made, _, said = run('project', perceptual='vgg', **options)
+    assert str(made['distance_of']) == 'LPIPS vgg 0.1 + 0.5 * squared error'
+    assert made['distance'] < 0.5 * made['start_distance']
+    assert 'LPIPS vgg 0.1 + 0.5 * squared error' in said
 
 
 @pytest.mark.slow
