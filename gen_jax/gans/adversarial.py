@@ -215,17 +215,8 @@ def create(config) -> Method:
     def init(key, batch):
         check_batch(batch, size, channels)
         g_key, d_key = jax.random.split(key)
-        n = config.model.get('packing', 1)  # no less than what is judged at once
-        z, x = jnp.zeros((n, game.generator.latent_dim)), jnp.zeros((n, size, size, channels))
-        label = jnp.zeros(n, jnp.int32) if classes else None
-        g_variables = game.generator.init(g_key, z, label, train=False)
-        d_variables = game.discriminator.init(d_key, x, label, train=False)
-        return State(
-            Net.create(g_variables, game.g_tx, config.ema_decay > 0),
-            Net.create(d_variables, game.d_tx, False),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros(()) if PATH_LENGTH in lazy else None,
-        )
+        generator, discriminator = first_calls(config, game)
+        return first_state(config, game, generator(g_key), discriminator(d_key))
 
     def train_step(key, state, batch, stage=size):
         check_batch(batch, size, channels)
@@ -285,6 +276,32 @@ def create(config) -> Method:
         stage=stage if growth else None,
         lazy=lazy,
         advise=advise,
+    )
+
+
+def first_calls(config, game: Game) -> tuple[Callable, Callable]:
+    """What makes the variables of the generator and of the discriminator, each of a key."""
+    size, channels = config.data.image_size, config.data.channels
+    n = config.model.get('packing', 1)  # no less than what is judged at once
+    z, x = jnp.zeros((n, game.generator.latent_dim)), jnp.zeros((n, size, size, channels))
+    label = jnp.zeros(n, jnp.int32) if game.generator.num_classes else None
+
+    def generator(key):
+        return game.generator.init(key, z, label, train=False)
+
+    def discriminator(key):
+        return game.discriminator.init(key, x, label, train=False)
+
+    return generator, discriminator
+
+
+def first_state(config, game: Game, generator: dict, discriminator: dict) -> State:
+    """The state before the first step, of both players' variables."""
+    return State(
+        Net.create(generator, game.g_tx, config.ema_decay > 0),
+        Net.create(discriminator, game.d_tx, False),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(()) if PATH_LENGTH in lazy_terms(config.gan) else None,
     )
 
 

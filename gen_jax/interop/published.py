@@ -20,6 +20,7 @@ from gen_jax.interop import (
     diffusers_dit,
     diffusers_first_stage,
     dit,
+    gans,
     ncsnv2,
     song,
 )
@@ -105,4 +106,5 @@ METHODS = {
     'diffusion.noised_classifier': _classifier,
     'autoencoders.first_stage': diffusers_first_stage.state_of,
     'autoencoders.vdvae': _vdvae,
+    'gans.adversarial': gans.state_of,
 }

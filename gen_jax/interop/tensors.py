@@ -391,6 +391,26 @@ class _Dict(dict):
         pass
 
 
+class _Dtype:
+    """Stands for NumPy's, which scores that were kept beside the weights have."""
+
+    def __init__(self, code: str, *_):
+        self.code, self.order = code, '='
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def number(self, data: bytes) -> Any:
+        return np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order))[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes, as a pickle of protocol 2 has them."""
+    if encoding != 'latin1':
+        raise ValueError(f'bytes in {encoding!r}')
+    return text.encode('latin1')
+
+
 def _tensor(storage: _Storage, offset, shape, strides, *rest) -> _Tensor:
     """`rest`: requires_grad, hooks, and flags of views whose numbers are yet to be computed."""
     if any(rest[2:]):
@@ -404,6 +424,10 @@ def _tensor_with_dtype(storage, offset, shape, strides, grad, hooks, dtype, *fla
 
 KNOWN = {
     'collections.OrderedDict': _Function(_Dict),
+    '_codecs.encode': _Function(_encode),
+    'numpy.dtype': _Function(_Dtype),
+    'numpy.core.multiarray.scalar': _Function(_Dtype.number),
+    'numpy._core.multiarray.scalar': _Function(_Dtype.number),
     'torch.Size': _Function(tuple),
     'torch.device': _Function(lambda *parts: ':'.join(map(str, parts))),
     'torch.Tensor': 'Tensor',
@@ -432,6 +456,8 @@ def _fill(tree: Any, find: Callable[[str], memoryview], order: str) -> Any:
             return {key: fill(value) for key, value in part.items()}
         if type(part) in (list, tuple):
             return type(part)(map(fill, part))
+        if isinstance(part, _Dtype):
+            return part.code
         if isinstance(part, _Tensor):
             array = _array(part, find(part.storage.key))
         elif isinstance(part, _Storage):

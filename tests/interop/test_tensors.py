@@ -203,6 +203,26 @@ def test_what_torch_writes_around_tensors(write, tmp_path):
     assert tree['state']['w'].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
+@WRITERS
+def test_numbers_of_numpy(write, package, tmp_path):
+    """Scores that were kept beside the weights, of NumPy before 2 and after."""
+    written = {}
+    for key, x in {'fid': np.float64(4.25), 'big': np.dtype('>i2').type(-2)}.items():
+        body = plain(x).replace(b'numpy._core', package.encode())
+        assert package.encode() in body
+        written[key] = body
+    written['swapped'] = call(
+        name(f'{package}.multiarray.scalar'),
+        call(name('numpy.dtype'), plain('i2'), plain(False), plain(True))
+        + plain((3, '>', None, None, None, -1, -1, 0)) + b'b',
+        call(name('_codecs.encode'), plain('\x01\x02'), plain('latin1')),
+    )  # fmt: skip
+    tree = read(write(tmp_path / 'x', table(**written)))
+    assert tree == {'fid': 4.25, 'big': -2, 'swapped': 258}
+    assert {type(x) for x in tree.values()} == {float, int}
+
+
 @WRITERS
 def test_what_stands_in_many_places_is_read_once(write, tmp_path):
     """100 lists, each of which holds the one before twice: they have 2**100 places in all."""
@@ -334,6 +354,16 @@ def test_a_file_cannot_change_the_reader(write, tmp_path):
     for full in KNOWN:
         for state in ({'function': 1}, (None, {'function': 1}), (None, {'__call__': 1})):
             refused(write(tmp_path / 'x', name(full) + plain(state) + b'b'), 'damaged')
+    body = call(name('numpy.core.multiarray.scalar'), plain('f8'), plain(8 * 'x'))
+    refused(write(tmp_path / 'x', body), 'damaged')
+    dtype = call(name('numpy.dtype'), plain('O8'), plain(False), plain(True))
+    refused(write(tmp_path / 'x', call(name('numpy.core.multiarray.scalar'), dtype)), 'damaged')
+    data = call(name('_codecs.encode'), plain(8 * 'x'), plain('latin1'))
+    body = call(name('numpy.core.multiarray.scalar'), dtype, data)
+    refused(write(tmp_path / 'x', body), 'damaged')
+    refused(
+        write(tmp_path / 'x', call(name('_codecs.encode'), plain('x'), plain('utf-8'))), 'utf-8'
+    )
     body = call(name('collections.OrderedDict')) + plain((None, {'items': 1})) + b'b'
     assert read(write(tmp_path / 'x', body)) == {}
 
@@ -417,7 +447,7 @@ def test_a_changed_number_in_an_archive_is_told(tmp_path):
         (b'mu,sigma\n1,2\n' * 9, r"neither.*b'mu,sigma'"),
         (bytes(257) + b'ustar' + bytes(300), 'tar archive'),
         (pickle.dumps({'a': 1}), 'plain pickle'),
-        (pickle.dumps({'a': np.ones(2)}, 2), "'numpy.*refused"),
+        (pickle.dumps({'a': np.ones(2)}, 2), "'numpy.*_reconstruct'.*refused"),
     ],
 )
 def test_other_files_are_named(content, says, tmp_path):

@@ -104,10 +104,12 @@ def test_plain_values(as_zip, tmp_path):
         dtype=torch.bfloat16,
         list=[1, 2.5, 'text', None, True, 2**70, (1, 'ü')],
         nested={'a': {1: [torch.ones(1)]}},
+        scores=[np.float64(1.25), np.float32(-0.5), np.int64(-3), np.uint8(200), np.bool_(True)],
+        order=np.dtype('>f8'),
     )
     ours = read(save(tree, tmp_path / 'x', as_zip))
     assert ours.pop('nested') == {'a': {1: [1.0]}}
-    tree['device'], tree['dtype'] = 'cuda:1', 'bfloat16'
+    tree['device'], tree['dtype'], tree['order'] = 'cuda:1', 'bfloat16', 'f8'
     del tree['nested']
     assert ours == dict(tree)
 
