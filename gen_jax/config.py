@@ -106,8 +106,8 @@ def default(method: str, **choices: str) -> ml_collections.ConfigDict:
             'checkpoint_every': 500,  # steps between checkpoints; one more is written at the end
             'keep': 3,  # checkpoints kept, the newest ones
             'tensorboard': True,  # whether to write its events, where TensorFlow is installed
-            # Published weights that a new run starts from: a file, or a folder of diffusers
-            # (docs/diffusion.md)
+            # Published weights that a new run starts from: a file, or a folder of diffusers or of
+            # a GAN's players (docs/diffusion.md, docs/gans.md)
             'init_from': '',
             'data': {
                 'source': 'digits',  # digits, shapes, sprites, tfds:NAME, folder:PATH

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_jax.errors import UserError
 from gen_jax.gans import biggan, resnet
 from gen_jax.interop.tensors import to_variables
 
@@ -109,7 +110,9 @@ def from_biggan(
     Raises:
       UserError: tensors are missing, superfluous or of another shape.
     """
-    tensors = {name: np.asarray(x) for name, x in tensors.items()}
+    # Behind 'bn' where statistics were those of all GPUs (--cross_replica, --mybn).
+    own = re.compile(r'\.bn\.(?:running|stored)_')
+    tensors = {own.sub('.stored_', name): np.asarray(x) for name, x in tensors.items()}
     for name in [name for name in tensors if name.endswith('.u0')]:
         module, u = name.removesuffix('.u0'), tensors.pop(name).ravel()
         weight = tensors.get(f'{module}.weight', np.ones((len(u), 1), np.float32))
@@ -143,12 +146,17 @@ def _variables(
         name = f'{first}.{part}'
         if isinstance(net, resnet.Generator) and name in tensors:
             x, side = tensors[name], net.base_size
+            if len(x) % side**2:
+                raise UserError(
+                    f'{place} has {len(x)} values in {name}, expected a multiple of {side}x{side}: '
+                    'these are the weights of a network of other images'
+                )
             x = x.reshape(-1, side, side, *x.shape[1:])  # [c, h, w, ...]
             tensors[name] = np.moveaxis(x, 0, 2).reshape(tensors[name].shape)
     for name, x in tensors.items():
         if name.endswith(('.sigma', '.gamma')):
             tensors[name] = x.reshape(())
-    ignore = r'.*\.(num_batches_tracked|sv0)'
+    ignore = r'.*\.(num_batches_tracked|accumulation_counter|sv0)'
     return to_variables(tensors, shapes, place, rename, ignore)
 
 
@@ -169,7 +177,7 @@ def _studio_name(name: str, net: nn.Module, attended: list[int]) -> str:
     elif module == 'dense':
         place = 'linear0' if isinstance(net, resnet.Generator) else 'linear1'
     else:
-        place = STUDIO[module]
+        place = STUDIO.get(module, module)
     if layers[-2:-1] == ['bn'] and not _is_told(net, module):
         del layers[-2]
     return '.'.join([place, *(STUDIO_LAYERS.get(layer, layer) for layer in layers)])
@@ -192,7 +200,7 @@ def _big_name(name: str, net: nn.Module) -> str:
             last = 2 if isinstance(net, biggan.DeepDiscriminator) else 1
             place = f'blocks.{stage}.{last if attends else block}'
     else:
-        place = BIG[module]
+        place = BIG.get(module, module)
     if layers[-2:-1] == ['bn']:
         own = {'weight': 'gain', 'running_mean': 'stored_mean', 'running_var': 'stored_var'}
         layers[-2:] = [own.get(layers[-1], layers[-1])]

@@ -35,7 +35,8 @@ MODELS = {'diffusion.gaussian': gaussian.Model, 'diffusion.continuous': continuo
 def state_of(config, key: jax.Array):
     """The state before the first step with the weights of `config.init_from`.
 
-    Averages are the weights that were read; the optimiser starts afresh: sample, or go on training.
+    Averages are the weights that were read, where a GAN's folder has none of its own; the optimiser
+    starts afresh: sample, or go on training.
 
     Args:
       config: valid, of one of METHODS, and of latents where the weights are.

@@ -3,6 +3,7 @@
 Those of github.com/NVlabs/stylegan2-ada-pytorch and github.com/NVlabs/stylegan3. The authors' files
 hold programs, which nothing here runs: with their code, turn a network into its tensors by
 `torch.save(G_ema.state_dict(), FILE)`, which `gen_jax.interop.tensors.read_tensors` reads.
+StudioGAN's files, of the same networks but for the name of one layer, are read as they are.
 """
 
 import re
@@ -30,6 +31,7 @@ NAMES = (
     (r'\bconv_(\d)\b', r'conv\1'),
     (r'\bto_rgb\b', 'torgb'),
 )
+STUDIOS_LAST = r'^linear1\.'  # what the authors call b4.out
 # Which are the same for all networks.
 FILTERS = r'(.*\.)?resample_filter'
 
@@ -62,7 +64,7 @@ def discriminator_from_reference(
     """Variables from the state dict of a `Discriminator`.
 
     Args:
-      tensors: by the authors' names, which tell the size of the images.
+      tensors: by the authors' names, which tell the size of the images, or StudioGAN's.
       net: the discriminator that they become.
       place: where the tensors come from, for errors.
 
@@ -72,7 +74,8 @@ def discriminator_from_reference(
     Raises:
       UserError: tensors are missing, superfluous or of another shape.
     """
-    first = next((name for name in tensors if name.endswith('fromrgb.weight')), None)
+    tensors = {re.sub(STUDIOS_LAST, 'b4.out.', name): x for name, x in tensors.items()}
+    first = next((name for name in tensors if re.fullmatch(r'b\d+\.fromrgb\.weight', name)), None)
     if first is None:
         raise UserError(
             f"{place} has no tensor 'b*.fromrgb.weight': expected the weights of a Discriminator"

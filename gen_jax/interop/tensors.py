@@ -395,12 +395,14 @@ class _Dtype:
     """Stands for NumPy's, which scores that were kept beside the weights have."""
 
     def __init__(self, code: str, *_):
+        if not re.fullmatch(r'[biuf]\d', code):
+            raise ValueError(f'NumPy dtype {code!r}')
         self.code, self.order = code, '='
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
 
-    def number(self, data: bytes) -> Any:
+    def number(self, data: bytes) -> bool | int | float:
         return np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order))[0].item()
 
 

@@ -356,11 +356,9 @@ def test_a_file_cannot_change_the_reader(write, tmp_path):
             refused(write(tmp_path / 'x', name(full) + plain(state) + b'b'), 'damaged')
     body = call(name('numpy.core.multiarray.scalar'), plain('f8'), plain(8 * 'x'))
     refused(write(tmp_path / 'x', body), 'damaged')
-    dtype = call(name('numpy.dtype'), plain('O8'), plain(False), plain(True))
-    refused(write(tmp_path / 'x', call(name('numpy.core.multiarray.scalar'), dtype)), 'damaged')
-    data = call(name('_codecs.encode'), plain(8 * 'x'), plain('latin1'))
-    body = call(name('numpy.core.multiarray.scalar'), dtype, data)
-    refused(write(tmp_path / 'x', body), 'damaged')
+    for code in ('O8', 'V9', 'M8[D]', 'f8,f8', 8, ('f8', (2,))):
+        dtype = call(name('numpy.dtype'), plain(code), plain(False), plain(True))
+        refused(write(tmp_path / 'x', dtype), 'damaged')
     refused(
         write(tmp_path / 'x', call(name('_codecs.encode'), plain('x'), plain('utf-8'))), 'utf-8'
     )

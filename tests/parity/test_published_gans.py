@@ -13,9 +13,10 @@ from gen_jax import sample, train
 from gen_jax.config import create, default
 from gen_jax.errors import UserError
 from gen_jax.gans import adversarial
+from gen_jax.gans.stylegan2 import Discriminator
 from gen_jax.interop import gans, published
 from gen_jax.interop.gan_resnets import from_biggan, from_studiogan
-from gen_jax.interop.stylegan2 import generator_from_reference
+from gen_jax.interop.stylegan2 import discriminator_from_reference, generator_from_reference
 from gen_jax.runtime.config_file import ConfigFile
 from gen_jax.runtime.images import save_png
 from gen_jax.runtime.program import Program
@@ -34,7 +35,7 @@ RESNETS = {
 }
 NAMES = {
     from_studiogan: 'model={}-best-weights-step=7.safetensors',
-    from_biggan: '{}_best0.safetensors',
+    from_biggan: '{}.safetensors',
 }
 
 
@@ -87,8 +88,11 @@ def test_a_folder_becomes_both_players(tmp_path, case):
     config, sets, read = resnet(case)
     config.ema_decay, config.gan.n_critic = 0.9, 1
     pattern = NAMES[read]
-    if read is from_studiogan:  # of which it keeps the newest too
-        write(tmp_path, resnet(case)[1], pattern.replace('best', 'current'))
+    # Of which the first keeps the newest too, and the second others.
+    other = (
+        'model={}-current-weights-step=9.safetensors' if read is from_studiogan else '{}_best0.pt'
+    )
+    write(tmp_path, {x: {'another': np.zeros(1, np.float32)} for x in sets}, other)
     config.init_from = write(tmp_path, sets, pattern)
     state, game = state_of(config), adversarial.game_of(config)
     own, averaged = (read(sets[player], game.generator, 32) for player in ('G', 'G_ema'))
@@ -124,6 +128,16 @@ def test_stylegan2_draws_the_authors_image(tmp_path):
     assert float(state.path_length) == 0
 
 
+def test_studiogans_name_of_a_layer_of_stylegan2():
+    told = json.loads(str(golden.load('stylegan2')['d_resnet.told']))
+    names = 'channel_base', 'channel_max', 'architecture', 'group'
+    net = Discriminator(num_classes=told['c_dim'], **{name: told[name] for name in names})
+    tensors = golden.filled(told['shapes'])
+    studios = {name.replace('b4.out.', 'linear1.'): x for name, x in tensors.items()}
+    assert studios.keys() != tensors.keys()
+    assert_same(*(discriminator_from_reference(x, net) for x in (studios, tensors)))
+
+
 def test_a_generator_alone_meets_a_fresh_discriminator(tmp_path):
     config, sets, _ = resnet('sngan')
     config.init_from = write(tmp_path, {'G': sets['G']}, '{}.safetensors') + '/G.safetensors'
@@ -143,7 +157,8 @@ def test_without_an_average_the_trained_weights_are_drawn_from(tmp_path):
 @pytest.mark.slow
 def test_a_published_game_is_sampled_and_trained_on(tmp_path):
     config, sets, read = resnet('biggan_cifar')
-    config.init_from = write(tmp_path / 'published', sets, '{}.pt')
+    # Without G, whose place the average takes: the two must not share the memory that a step frees.
+    config.init_from = write(tmp_path / 'published', {x: sets[x] for x in ('G_ema', 'D')}, '{}.pt')
     pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
     for i, x in enumerate(pixels):
         folder = tmp_path / 'data' / f'class_{i % 5}'
@@ -169,7 +184,7 @@ def test_a_published_game_is_sampled_and_trained_on(tmp_path):
     program = Program(config, create(config))
     _, state = sample.load(program, tmp_path / 'run')
     # Adam's steps are of the learning rate, 2e-4: what was published is not far.
-    began = read(sets['G'], adversarial.game_of(config).generator, 32)['params']
+    began = read(sets['G_ema'], adversarial.game_of(config).generator, 32)['params']
     far = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.generator.params, began)
     assert 0 < max(jax.tree.leaves(far)) < 1e-3
 
@@ -180,7 +195,13 @@ def test_a_published_game_is_sampled_and_trained_on(tmp_path):
         ({}, {}, 'has no generator: expected G_ema.pth or G.pth .and D.pth, to train.'),
         ({}, {'D': 'D.pth'}, 'has no generator'),
         ({}, {'G': 'generator.pth'}, 'has no generator'),
-        ({}, {'G': 'G_best0.pth', 'G_ema': 'G_best1.pth'}, 'several files of G .G_best0.pth, G_b'),
+        (
+            {},
+            {'G': 'G_best0.pth', 'G_ema': 'G_best1.pth'},
+            'several sets of weights .G_best0.pth, G',
+        ),
+        ({}, {'G': 'G_best0.pth', 'G_ema': 'G_ema_copy0.pth'}, 'several sets of weights'),
+        ({'image_size': 96}, {'G': 'G.pth'}, r'has \d+ values in linear0.weight, .* of 12x12'),
         ({}, {'G': 'D.pth', 'D': 'G.pth'}, 'D.pth lacks .* weights of another network'),
         ({'num_classes': 7}, {'G': 'G.pth'}, r'has other shapes in \d+ tensors'),
         ({'channels': 1}, {'G': 'G.pth'}, 'has other shapes in'),
@@ -207,6 +228,14 @@ def test_refuses_a_discriminator_of_other_images(tmp_path):
         UserError, match=r'D\.pt is of other images than config\.data\.image_size=32'
     ):
         state_of(config)
+
+
+def test_what_a_deep_network_lacks_is_one_line(tmp_path):
+    _, sets, _ = resnet('sngan')
+    deep = adversarial.game_of(configured('biggan_imagenet:deep', channels=8, latent_dim=6))
+    for net, weights in zip(deep[:2], (sets['G'], sets['D']), strict=True):
+        with pytest.raises(UserError, match='weights of another network'):
+            from_studiogan(weights, net, 128)
 
 
 @pytest.mark.parametrize('network', ['dcgan', 'progressive', 'mlp'])
