@@ -99,11 +99,12 @@ def test_gaussian(name):
 
 
 @pytest.mark.slow
-def test_probes_have_no_bias_and_more_of_them_less_spread():
+@pytest.mark.parametrize('probe', ['rademacher', 'gaussian'])
+def test_probes_have_no_bias_and_more_of_them_less_spread(probe):
     process, n = PROCESSES['flow'], 400
     image = np.repeat(images(1), n, 0)
     want, _ = analytic(process, image[:1])
-    args = gaussian(process), process, keys(n), image, 'none', 'rademacher'
+    args = gaussian(process), process, keys(n), image, 'none', probe
     one, nine = (jax.jit(lambda k=k: bits_per_dim(*args, k))()['bits_per_dim'] for k in (1, 9))
     for bits in (one, nine):
         assert abs(bits.mean() - want[0]) < 4 * bits.std() / n**0.5

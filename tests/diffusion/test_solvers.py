@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from gen_jax.diffusion import langevin, multistep, processes, samplers
+from gen_jax.diffusion import langevin, multistep, ode, processes, samplers
 from gen_jax.diffusion.processes import Path
 
 MEANS, STD = (-0.5, 0.7), 0.25
@@ -170,24 +170,35 @@ def test_churn_is_algorithm_2(settings):
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
+TO_MOMENTS = {
+    'ancestral_small': lambda *args: samplers.ancestral(*args, 'fixed_small'),
+    'ancestral_large': lambda *args: samplers.ancestral(*args, 'fixed_large'),
+    'ddim': lambda *args: samplers.ddim(*args, jnp.zeros(6)),
+    'ddim_eta_0.5': lambda *args: samplers.ddim(*args, jnp.full(6, 0.5)),
+    'ddim_eta_1': lambda *args: samplers.ddim(*args, jnp.ones(6)),
+    'heun': samplers.heun,
+    'heun_churn': lambda *args: samplers.heun(*args, samplers.Churn(jnp.full(6, 40.0))),
+    'dpmpp_2m': dpmpp_2m,
+    'dpmpp_2m_sde': lambda *args: multistep.dpmpp_2m(*args, jnp.ones(6)),
+    'unipc': unipc(3),
+    'lms': multistep.lms,
+    'pndm': multistep.pndm,
+    'adaptive': lambda *args: ode.sample(*args, jnp.full(6, 1e-4))[0],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ('process', 'sampler'),
-    [
-        (processes.vp_linear(), lambda *args: multistep.dpmpp_2m(*args, jnp.ones(6))),
-        (
-            processes.edm(),
-            lambda *args: samplers.heun(*args, samplers.Churn(jnp.full(6, 40.0))),
-        ),
-    ],
-    ids=['dpmpp_2m_sde', 'heun_churn'],
-)
-def test_noise_on_the_way_leaves_the_mixtures_moments(process, sampler):
-    """Of 98,304 numbers: standard errors are 0.002 of the mean, and 0.001 of the deviation."""
-    path = Path(process, jnp.full(6, 100), 'karras')
-    x = jax.jit(lambda: sampler(denoiser(process), path, keys(), (128, 128, 1)))()
-    assert x.mean() == pytest.approx(np.mean(MEANS), abs=0.008)
-    assert x.std() == pytest.approx(np.hypot(STD, (MEANS[1] - MEANS[0]) / 2), abs=0.004)
+@pytest.mark.parametrize('process', [processes.edm(), processes.vp_linear()], ids=['edm', 'vp'])
+@pytest.mark.parametrize('sampler', TO_MOMENTS.values(), ids=TO_MOMENTS)
+def test_every_sampler_comes_to_the_mixtures_moments(process, sampler):
+    """Of 24,576 numbers: standard errors are 0.004 of the mean, and 0.002 of the deviation.
+
+    In 400 steps; those of first order are up to 0.0044 from the deviation, in 100 up to 0.019.
+    """
+    path = Path(process, jnp.full(6, 400), 'karras')
+    x = jax.jit(lambda: sampler(denoiser(process), path, keys(), (64, 64, 1)))()
+    assert x.mean() == pytest.approx(np.mean(MEANS), abs=0.016)
+    assert x.std() == pytest.approx(np.hypot(STD, (MEANS[1] - MEANS[0]) / 2), abs=0.012)
 
 
 @pytest.mark.slow
