@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import stylegan2_cifar10
 from gen_jax import explore, yardsticks
-from gen_jax.config import default
+from gen_jax.config import create, default
 from gen_jax.data import sources
 from gen_jax.data.pipeline import to_float
 from gen_jax.errors import UserError
 from gen_jax.method import Latents, Method, Net
 from gen_jax.metrics import lpips
 from gen_jax.runtime.checkpoint import Checkpoints
+from gen_jax.runtime.program import Program
 
 STEP, LAYERS, SIZE, DIM = 7, 4, 16, 3
 SCALES = np.float32([2.0, 1.0, 0.5])  # deviations of w
@@ -312,3 +314,41 @@ def test_images_too_small_for_the_distance_are_told():
     config.explore.task = 'project'
     with pytest.raises(UserError, match='at least 11x11 pixels, and these have 8'):
         explore.Explorer(config)
+
+
+@pytest.mark.slow
+def test_stylegan2_is_explored_by_every_task(tmp_path, capsys):
+    """A real network's ws, labels, noise and mean, where the others' are linear."""
+    config = stylegan2_cifar10.get_config('tiny')
+    config.eval.perceptual, config.sample.batch_size = 'ssim', 4
+    config.explore.update({'rows': 2, 'columns': 3, 'samples': 200, 'steps': 20, 'spread': 1.0})
+    program = Program(config, create(config))
+    state = program.init()
+    mean = jax.random.normal(jax.random.key(1), (config.model.w_dim,))
+    net = state.generator.replace(extra=state.generator.extra | {'w_avg': {'w_avg': mean}})
+    with contextlib.closing(Checkpoints(tmp_path / 'checkpoints', keep=1)) as checkpoints:
+        checkpoints.save(STEP, state.replace(generator=net), {})
+    made = {}
+    for task in [x for x in explore.TASKS if x != 'map']:
+        config.explore.task = task
+        explore.run(config, tmp_path)
+        with np.load(tmp_path / 'explore' / f'{task}_{STEP:08d}.npz') as arrays:
+            made[task] = dict(arrays)
+    assert capsys.readouterr().out.count('and .npz') == len(made) == 7
+    # Half-way along the layers, coarse styles from the row and fine ones from the column.
+    mixed = made['mixing']['images'].astype(float)  # [rows, columns, 16, 16, 3]
+    assert mixed.shape == (2, 3, 16, 16, 3)
+    assert all(np.ptp(mixed, axis).max() > 2 for axis in (0, 1))
+    # With psi 0 every row is the image of the mean w, but for its label; with 1 they are as drawn.
+    cut = made['truncation']['images'].astype(float)
+    assert np.abs(cut[:, 0] - cut[:, -1]).max() > 2
+    near = np.abs(cut[:, 0] - cut[:, 1]).mean(), np.abs(cut[:, 0] - cut[:, -1]).mean()
+    assert near[0] < near[1]
+    found = made['project']
+    assert (found['distance'] < found['start_distance']).all()
+    directions = made['principal']['directions']
+    np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-4)
+    assert 0 < made['principal']['explained'].sum() <= 1 + 1e-6
+    # The attribute rises along the boundary's normal, on the mean of all rows.
+    assert (np.diff(made['boundary']['mean']) > 0).all()
+    assert (np.diff(made['traverse']['change']) <= 0).all()
