@@ -33,6 +33,7 @@ class Generator(nn.Module):
     channels: int = 3
 
     num_classes = 0  # told of none
+    base_size = 4  # pixels of the first map
 
     @nn.compact
     def __call__(self, z, label=None, *, train: bool, keys=None):
@@ -41,8 +42,8 @@ class Generator(nn.Module):
         `label` and `keys` are ignored.
         """
         del label, keys
-        c = self.width * 2**STAGES
-        x = nn.Dense(16 * c, kernel_init=INIT, name='dense')(z).reshape(-1, 4, 4, c)
+        c, side = self.width * 2**STAGES, self.base_size
+        x = nn.Dense(side**2 * c, kernel_init=INIT, name='dense')(z).reshape(-1, side, side, c)
         for i in range(STAGES):
             c //= 2
             up = {'kernel_init': INIT, 'name': f'conv_{i}'}
@@ -108,7 +109,7 @@ def from_config(config, num_classes: int) -> tuple[Generator, Discriminator]:
     """
     del num_classes
     model, data = config.model, config.data
-    size = 4 * 2**STAGES
+    size = Generator.base_size * 2**STAGES
     require(data.image_size == size, 'data.image_size', data.image_size, f'{size}, with deep_conv')
     require_least('model', model, latent_dim=1, width=1)
     generator = Generator(model.latent_dim, model.width, data.channels)

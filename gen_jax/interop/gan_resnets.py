@@ -1,7 +1,7 @@
 """Weights of SNGAN, SAGAN, BigGAN and their kin from state dicts of others, without torch.
 
-Those of github.com/POSTECH-CVLab/PyTorch-StudioGAN, whose backbones `resnet` and `big_resnet` are
-meant, and of the BigGAN authors' github.com/ajbrock/BigGAN-PyTorch.
+Those of github.com/POSTECH-CVLab/PyTorch-StudioGAN, whose backbones `resnet`, `big_resnet` and
+`deep_conv` are meant, and of the BigGAN authors' github.com/ajbrock/BigGAN-PyTorch.
 """
 
 import re
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.errors import UserError
-from gen_jax.gans import biggan, resnet
+from gen_jax.gans import biggan, deep_conv, resnet
 from gen_jax.interop.tensors import to_variables
 
 # Our modules under the reference's names; numbered ones are below.
@@ -38,6 +38,20 @@ STUDIO_LAYERS = {
     'o': 'conv1x1_attn',
     'gamma': 'sigma',
 }
+# Of deep_conv's generator and its discriminator, each a regex and what replaces it.
+DEEP = (
+    (r'^dense\.', 'linear0.'),
+    (r'^conv_out\.', 'conv4.'),
+    (r'^conv_(\d)\.', r'blocks.\1.0.deconv0.'),
+    (r'^norm_(\d)\.bn\.', r'blocks.\1.0.bn0.'),
+)
+DEEP_JUDGE = (
+    (r'^dense\.', 'linear1.'),
+    (r'^conv_out\.', 'conv1.'),
+    (r'^norm_out\.bn\.', 'bn1.'),
+    (r'^conv_(\d)_(\d)\.', r'blocks.\1.0.conv\2.'),
+    (r'^norm_(\d)_(\d)\.bn\.', r'blocks.\1.0.bn\2.'),
+)
 BIG = {
     'shared': 'shared',
     'dense': 'linear',
@@ -62,8 +76,9 @@ def from_studiogan(
     input itself: those discriminators judge otherwise here than there. Generators do the same.
 
     Args:
-      tensors: of a generator or discriminator of the backbones `resnet` and `big_resnet`.
-      net: what it becomes: a `resnet.Generator`, `biggan.Generator` or `resnet.Discriminator`.
+      tensors: of a generator or discriminator of the backbones `resnet`, `big_resnet`, `deep_conv`.
+      net: what it becomes: a `resnet.Generator`, `biggan.Generator`, `resnet.Discriminator`, or one
+        of `gen_jax.gans.deep_conv`.
       image_size: pixels.
       place: where the tensors come from, for errors.
 
@@ -80,6 +95,8 @@ def from_studiogan(
         if weight is not None and weight.ndim == 4:  # [out, in, h, w], and ours [h, w, in, out]
             tensors[name] = np.moveaxis(tensors[name].reshape(weight.shape[1:]), 0, -1).ravel()
     shapes = _shapes(net, image_size)
+    if isinstance(net, deep_conv.Generator | deep_conv.Discriminator):
+        return _variables(tensors, net, shapes, place, lambda x: _deep_name(x, net), 'linear0')
     attended = [int(name[10:]) for name in shapes['params'] if name.startswith('attention_')]
     return _variables(
         tensors, net, shapes, place, lambda name: _studio_name(name, net, attended), 'linear0'
@@ -131,7 +148,7 @@ def from_biggan(
 
 def _shapes(net: nn.Module, image_size: int) -> dict:
     label = jnp.zeros(1, jnp.int32)
-    if isinstance(net, resnet.Generator):
+    if _is_generator(net):
         given = jnp.zeros((1, net.latent_dim))
     else:
         given = jnp.zeros((1, image_size, image_size, 3))
@@ -144,7 +161,7 @@ def _variables(
     """`first`: the name of the generator's layer that makes [c, h, w] of z, and here [h, w, c]."""
     for part in ('weight', 'bias', 'weight_u'):
         name = f'{first}.{part}'
-        if isinstance(net, resnet.Generator) and name in tensors:
+        if _is_generator(net) and name in tensors:
             x, side = tensors[name], net.base_size
             if len(x) % side**2:
                 raise UserError(
@@ -158,6 +175,10 @@ def _variables(
             tensors[name] = x.reshape(())
     ignore = r'.*\.(num_batches_tracked|accumulation_counter|sv0)'
     return to_variables(tensors, shapes, place, rename, ignore)
+
+
+def _is_generator(net: nn.Module) -> bool:
+    return isinstance(net, resnet.Generator | deep_conv.Generator)
 
 
 def _vectors(name: str) -> str:
@@ -181,6 +202,14 @@ def _studio_name(name: str, net: nn.Module, attended: list[int]) -> str:
     if layers[-2:-1] == ['bn'] and not _is_told(net, module):
         del layers[-2]
     return '.'.join([place, *(STUDIO_LAYERS.get(layer, layer) for layer in layers)])
+
+
+def _deep_name(name: str, net: nn.Module) -> str:
+    """'conv_1_0.kernel' of the discriminator, as torch says it -> 'blocks.1.0.conv0.weight'."""
+    name = _vectors(name)
+    for ours, theirs in DEEP if _is_generator(net) else DEEP_JUDGE:
+        name = re.sub(ours, theirs, name)
+    return name
 
 
 def _is_told(net: nn.Module, module: str) -> bool:

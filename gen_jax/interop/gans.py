@@ -18,7 +18,7 @@ from gen_jax.gans import adversarial
 from gen_jax.interop import gan_resnets, stylegan2
 from gen_jax.interop.tensors import read_tensors
 
-NETWORKS = ('resnet', 'biggan', 'stylegan2')
+NETWORKS = ('deep_conv', 'resnet', 'biggan', 'stylegan2')
 NAMES = re.compile(r'(?:model=)?(G_ema|G|D)(-.*|_best\d*|_copy\d*|)\.(?:pth|pt|safetensors)')
 
 
@@ -114,6 +114,6 @@ def _read(network: str, game, player: str, tensors: dict, size: int, path: Path)
         if player == 'G':
             return stylegan2.generator_from_reference(tensors, net, path)
         return stylegan2.discriminator_from_reference(tensors, net, path)
-    is_studios = any('conv2d' in name for name in tensors)
+    is_studios = network == 'deep_conv' or any('conv2d' in name for name in tensors)
     read = gan_resnets.from_studiogan if is_studios else gan_resnets.from_biggan
     return read(tensors, net, size, path)

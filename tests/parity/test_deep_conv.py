@@ -1,4 +1,7 @@
-"""StudioGAN's deep_conv against torch: its layers are written here from that file's numbers."""
+"""StudioGAN's deep_conv of other sizes, by torch's layers with that file's numbers.
+
+Its own code has one size only: test_gan_resnets.py.
+"""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""SNGAN, SAGAN, BigGAN and their kin against the codes that record/gan_resnets.py has run."""
+"""SNGAN, SAGAN, BigGAN, DCGAN and their kin against the codes that record/gan_resnets.py ran."""
 
 import functools
 import json
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from gen_jax.errors import UserError
-from gen_jax.gans import biggan, resnet
+from gen_jax.gans import biggan, deep_conv, resnet
 from gen_jax.interop.gan_resnets import from_biggan, from_studiogan
 
 CASES = (
     *('sngan', 'wgan_gp', 'sagan', 'acgan', 'studio_biggan'),
-    *('biggan_cifar', 'biggan', 'biggan_deep'),
+    *('dcgan', 'dcgan_spectral', 'biggan_cifar', 'biggan', 'biggan_deep'),
 )
 # Multipliers of the generator and the discriminator, and how often the latter halves.
 SHAPES = {
@@ -44,8 +44,15 @@ class Recorded:
         self.net, self.shapes, self.counts = told['net'], told['shapes'], told['counts']
         self.is_studios = 'backbone' in self.net
         self.size = self.net['size']
-        label = self.net['label']
-        self.classes = 0 if label == 'W/O' else told['classes']
+        self.classes = 0 if self.net['label'] == 'W/O' else told['classes']
+        if self.net.get('backbone') == 'deep_conv':
+            self.generator = deep_conv.Generator(self.net['z'])
+            self.discriminator = deep_conv.Discriminator(spectral=self.net['d_spectral'])
+        else:
+            self.generator, self.discriminator = self.make_both(name)
+
+    def make_both(self, name):
+        """The generator and the discriminator of residual blocks."""
         g, d, halvings = SHAPES['studio' if self.is_studios else 'biggan', self.size]
         both = {
             'channels': self.net['channels'],
@@ -53,12 +60,12 @@ class Recorded:
             'num_classes': self.classes,
             'epsilon': 1e-4 if self.is_studios else 1e-5,
         }
-        self.generator = self.make_generator(name, multipliers=g, **both)
+        generator = self.make_generator(name, multipliers=g, **both)
         make = biggan.DeepDiscriminator if name == 'biggan_deep' else resnet.Discriminator
-        self.discriminator = make(
+        return generator, make(
             multipliers=d,
             halvings=halvings,
-            head='auxiliary' if label == 'AC' else 'projection',
+            head='auxiliary' if self.net['label'] == 'AC' else 'projection',
             spectral=self.net.get('d_spectral', True),
             batch_norm=not self.net.get('d_spectral', True),
             **both,

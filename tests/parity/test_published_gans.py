@@ -32,6 +32,7 @@ RESNETS = {
         from_studiogan,
     ),
     'biggan_cifar': ('biggan_cifar10:authors', STUDIO, from_biggan),
+    'dcgan': ('dcgan_cifar10', {}, from_studiogan),
 }
 NAMES = {
     from_studiogan: 'model={}-best-weights-step=7.safetensors',
@@ -52,7 +53,8 @@ def resnet(case, **data):
     name, model, read = RESNETS[case]
     told = json.loads(str(golden.load('gan_resnets')[f'{case}.told']))
     config = configured(name, **model)
-    config.data.update({'num_classes': told['classes'], **data})
+    classes = 0 if told['net']['label'] == 'W/O' else told['classes']
+    config.data.update({'num_classes': classes, **data})
 
     def weights(side, times):
         tensors = golden.filled({k: tuple(x) for k, x in told['shapes'][side].items()})

@@ -30,6 +30,8 @@ BATCH = 3
 PLAIN = {'z': 6, 'shared': 0, 'channels': 8, 'attention': (), 'size': 32, 'label': 'PD'}
 STUDIO = PLAIN | {'backbone': 'resnet', 'g_spectral': False, 'd_spectral': True}
 SPECTRAL = {'g_spectral': True, 'attention': (16,)}
+# Whose widths are fixed.
+DEEP = STUDIO | {'backbone': 'deep_conv', 'z': 128, 'label': 'W/O', 'd_spectral': False}
 BIG = PLAIN | {'shared': 6, 'size': 64}
 # For each: whose networks, and their numbers; attention by sizes in pixels, as the test reads it.
 CASES = {
@@ -41,6 +43,8 @@ CASES = {
         'studio',
         STUDIO | SPECTRAL | {'backbone': 'big_resnet', 'z': 8, 'shared': 6},
     ),
+    'dcgan': ('studio', DEEP),
+    'dcgan_spectral': ('studio', DEEP | {'d_spectral': True}),
     'biggan_cifar': ('BigGAN', PLAIN),
     'biggan': ('BigGAN', BIG | {'z': 10, 'attention': (32,)}),
     'biggan_deep': ('BigGANdeep', BIG | {'attention': (16,)}),
@@ -88,6 +92,7 @@ def modules(net: dict) -> types.SimpleNamespace:
             setattr(made, f'{side}_{kind}', getattr(ops, name if spectral else kind))
         embedding = ops.sn_embedding if spectral else ops.embedding
         setattr(made, f'{side}_embedding', embedding)
+    made.g_deconv2d = ops.deconv2d
     return made
 
 
