@@ -4,7 +4,8 @@
 
 Cost: 610,352 steps of 4096 images, 2500 million in all; about 13 days on 32 A100 in the
 paper.
-Plan: docs/plan.md; 32 chips of v5e or v4 take the batch in two parts (accumulate=2).
+Plan: on 32 chips of v6e, 55 hours at best (1,700 chip-hours); 29.93 GiB a chip (docs/plan.md); 32
+of v5e or v4 take the batch in two parts (accumulate=2).
 Network: ADM's without variances, 295,899,267 parameters.
 Paper: FID 1.36 (50,000 samples in 511 calls of the network, stochastic; the least of three).
 The hyperparameters are those that the authors' README lists (github.com/NVlabs/edm). No images are

@@ -530,25 +530,23 @@ def test_the_table_of_papers_is_gone_on_with():
 
 @pytest.mark.parametrize('label', plan_scaling.PAPERS)
 def test_a_papers_config_tells_the_figures_of_its_row(label):
-    """Of its chips of v5e; a config whose row is not there yet points to the page alone."""
+    """Of its chips of v5e, or of v6e where it does not fit there."""
     found = runpy.run_path(str(ROOT / f'configs/{label}.py'))
     told = found['__doc__'].partition('\nPlan: ')[2].split('\n\n')[0]
     assert 'docs/plan.md' in told
     figures = re.match(
-        r'on (\d+) chips of v5e, (\S+) hours at best \((\S+) chip-hours?\); (\S+) GiB', told
+        r'on (\d+) chips of (\w+), (\S+) hours at best \((\S+) chip-hours?\); (\S+) GiB', told
     )
-    (name,) = (name for name in plan_scaling.PAPERS[label] if name.startswith('v5e:'))
-    (where,) = topology.parse(name)
     rows = plan_scaling.written((ROOT / 'docs/plan.md').read_text(), 'configs')
-    (row,) = [row for row in rows if row[:2] == (label, name)] or [None]
-    if row is None or row[4] == '-':
-        assert figures is None
-    else:
-        config = found['get_config']()
-        rate = float(row[4].replace(',', ''))  # images a second
-        hours = config.steps * config.batch_size / rate / 3600
-        both = (f'{float(f"{x:.2g}"):,g}' for x in (hours, where.chips * hours))
-        assert figures.groups() == (f'{where.chips}', *both, row[2])
+    fitting = {row[1][:3]: row for row in rows if row[0] == label and row[4] != '-'}
+    chip = 'v5e' if 'v5e' in fitting else 'v6e'
+    _, name, needed, _, images = fitting[chip]
+    (where,) = topology.parse(name)
+    config = found['get_config']()
+    rate = float(images.replace(',', ''))  # a second
+    hours = config.steps * config.batch_size / rate / 3600
+    both = (f'{float(f"{x:.2g}"):,g}' for x in (hours, where.chips * hours))
+    assert figures.groups() == (f'{where.chips}', chip, *both, needed)
 
 
 @pytest.mark.parametrize('label', plan_scaling.PAPERS)

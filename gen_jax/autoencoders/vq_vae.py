@@ -100,11 +100,16 @@ def create(config: ml_collections.ConfigDict) -> Method:
     Raises:
       UserError: where the config asks for what does not exist or does not fit.
     """
+    return method_of(config, module_of(config))
+
+
+def module_of(config: ml_collections.ConfigDict) -> VQVAE:
+    """The networks and codes of a config; errors as of `create`."""
     options = config.vq
     nets = residual.from_config(config, options.dim, features_of(config), rectified=True)
     check(config)
     quantizer = VectorQuantizer(options.codes, options.dim, options.decay > 0)
-    return method_of(config, VQVAE(*nets, **p_of(config), quantizer=quantizer))
+    return VQVAE(*nets, **p_of(config), quantizer=quantizer)
 
 
 def method_of(config: ml_collections.ConfigDict, module: VQVAE) -> Method:

@@ -1,6 +1,7 @@
 """Objectives of autoencoders against pythae's, with the same weights, images and noise."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from gen_jax import config as house
-from gen_jax.autoencoders import vae
+from gen_jax.autoencoders import vae, vq_vae
 from gen_jax.autoencoders.quantizer import VectorQuantizer, moved
 
 torch = pytest.importorskip('torch')
@@ -236,6 +237,22 @@ def hidden(encoder, x):
     return x
 
 
+def copy_codes(theirs, variables, decay):
+    """Of a `VectorQuantizer`, or of what holds one as 'quantizer'."""
+
+    def told(collection):
+        found = variables[collection]
+        return {k: torch.from_numpy(np.array(x)) for k, x in found.get('quantizer', found).items()}
+
+    if decay:
+        kept = told('codebook')
+        theirs.embeddings.copy_(kept['codes'])
+        theirs.cluster_size.copy_(kept['counts'])
+        theirs.ema_embed.copy_(kept['sums'])
+    else:
+        theirs.embeddings.weight.data.copy_(told('params')['codes'])
+
+
 @pytest.mark.parametrize('decay', [0.0, 0.9])
 def test_vector_quantisation(decay):
     shape, codes = (4, 3, 2, 5), 7
@@ -247,14 +264,7 @@ def test_vector_quantisation(decay):
     ours = VectorQuantizer(codes, shape[-1], decay > 0)
     variables = ours.init(jax.random.key(0), z)
     given = torch.from_numpy(np.array(z)).requires_grad_()
-    if decay:
-        kept = variables['codebook']
-        theirs.embeddings.copy_(torch.from_numpy(np.array(kept['codes'])))
-        theirs.cluster_size.copy_(torch.from_numpy(np.array(kept['counts'])))
-        theirs.ema_embed.copy_(torch.from_numpy(np.array(kept['sums'])))
-    else:
-        weight = torch.from_numpy(np.array(variables['params']['codes']))
-        theirs.embeddings.weight.data.copy_(weight)
+    copy_codes(theirs, variables, decay)
     found = theirs(given)
     rngs = {'restart': jax.random.key(2)}
     mine, told = ours.apply(variables, z, train=True, mutable=['assigned'], rngs=rngs)
@@ -267,3 +277,47 @@ def test_vector_quantisation(decay):
     if decay:
         after = moved(variables['codebook'], told['assigned'], decay)
         np.testing.assert_allclose(after['codes'], theirs.embeddings, rtol=1e-5, atol=1e-6)
+
+
+class Given(BaseEncoder, BaseDecoder):
+    """A net of ours in pythae's model: its values, without a gradient."""
+
+    def __init__(self, called, kind):
+        super().__init__()
+        self.called, self.kind = called, kind
+
+    def forward(self, x):
+        y = self.called(x.detach().numpy().transpose(0, 2, 3, 1))
+        y = torch.from_numpy(np.array(y).transpose(0, 3, 1, 2))
+        return ModelOutput(**{self.kind: y})
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.9])
+def test_vq_vae(decay):
+    """The whole loss, and where a step of training moves codes that follow an average."""
+    config = house.default('autoencoders.vq_vae')
+    config.data.image_size = 8
+    config.model.update({'channels': 8, 'hidden': 4, 'halvings': 1})
+    config.vq.update({'codes': 7, 'dim': 5, 'decay': decay})
+    config.pixels.sigma = (2 * 8 * 8) ** -0.5  # theirs is the whole squared error
+    method = house.create(config)
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
+    state = jax.jit(method.init)(jax.random.key(0), {'image': jnp.asarray(images)})
+    module = vq_vae.module_of(config)
+    encode, decode = (
+        jax.jit(partial(module.apply, state.net.variables(), method=name))
+        for name in ('encode', 'mean')
+    )
+    sizes = models.VQVAEConfig(
+        input_dim=(1, 8, 8), latent_dim=5, num_embeddings=7, use_ema=decay > 0, decay=decay
+    )
+    nets = {'encoder': Given(encode, 'embedding'), 'decoder': Given(decode, 'reconstruction')}
+    theirs = models.VQVAE(sizes, **nets)
+    copy_codes(theirs.quantizer, state.net.variables(), decay)
+    found = theirs({'data': torch.from_numpy(images.transpose(0, 3, 1, 2).copy())})
+    after, metrics = method.train_step(jax.random.key(1), state, {'image': jnp.asarray(images)})
+    constant = 0.5 * np.log(2 * np.pi * config.pixels.sigma**2)
+    np.testing.assert_allclose(metrics['loss'] - constant, found.loss.item(), rtol=1e-5)
+    if decay:
+        codes = after.net.extra['codebook']['quantizer']['codes']
+        np.testing.assert_allclose(codes, theirs.quantizer.embeddings, rtol=1e-5, atol=1e-6)
