@@ -170,16 +170,18 @@ def test_churn_is_algorithm_2(settings):
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
-TO_MOMENTS = {
+NOISY = {
     'ancestral_small': lambda *args: samplers.ancestral(*args, 'fixed_small'),
     'ancestral_large': lambda *args: samplers.ancestral(*args, 'fixed_large'),
-    'ddim': lambda *args: samplers.ddim(*args, jnp.zeros(6)),
     'ddim_eta_0.5': lambda *args: samplers.ddim(*args, jnp.full(6, 0.5)),
     'ddim_eta_1': lambda *args: samplers.ddim(*args, jnp.ones(6)),
-    'heun': samplers.heun,
     'heun_churn': lambda *args: samplers.heun(*args, samplers.Churn(jnp.full(6, 40.0))),
-    'dpmpp_2m': dpmpp_2m,
     'dpmpp_2m_sde': lambda *args: multistep.dpmpp_2m(*args, jnp.ones(6)),
+}
+EXACT = {
+    'ddim': lambda *args: samplers.ddim(*args, jnp.zeros(6)),
+    'heun': samplers.heun,
+    'dpmpp_2m': dpmpp_2m,
     'unipc': unipc(3),
     'lms': multistep.lms,
     'pndm': multistep.pndm,
@@ -188,13 +190,23 @@ TO_MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('process', [processes.edm(), processes.vp_linear()], ids=['edm', 'vp'])
-@pytest.mark.parametrize('sampler', TO_MOMENTS.values(), ids=TO_MOMENTS)
+@pytest.mark.parametrize(
+    ('process', 'sampler'),
+    [
+        *(pytest.param('edm', sampler, id=f'edm-{name}') for name, sampler in NOISY.items()),
+        *(
+            pytest.param('vp_linear', sampler, id=f'vp-{name}')
+            for name, sampler in (NOISY | EXACT).items()
+            if name not in ('ddim_eta_0.5', 'heun_churn')
+        ),
+    ],
+)
 def test_every_sampler_comes_to_the_mixtures_moments(process, sampler):
     """Of 24,576 numbers: standard errors are 0.004 of the mean, and 0.002 of the deviation.
 
     In 400 steps; those of first order are up to 0.0044 from the deviation, in 100 up to 0.019.
     """
+    process = getattr(processes, process)()
     path = Path(process, jnp.full(6, 400), 'karras')
     x = jax.jit(lambda: sampler(denoiser(process), path, keys(), (64, 64, 1)))()
     assert x.mean() == pytest.approx(np.mean(MEANS), abs=0.016)
