@@ -327,6 +327,8 @@ def per_example(program: Program, state) -> dict[str, dict]:
     # What may be chosen after training, and decides these numbers.
     parts = [part for part in ('likelihood', 'sampler') if part in config]
     chosen = {part: workdir.plain(config[part]) for part in parts}
+    if weighed := config.get('vae', {}).get('weighed'):
+        chosen['vae'] = {'weighed': weighed}
     settings = {'settings': chosen} if chosen else {}
     return {name: {**row, **BITS.get(name, {}), **settings} for name, row in rows.items()}
 

@@ -413,6 +413,17 @@ def test_a_likelihood_says_what_it_was_asked_with(small_network, monkeypatch):
     assert row['settings']['sampler']['name'] == config.sampler.name
 
 
+@pytest.mark.parametrize('weighed', [0, 7])
+def test_a_weighed_bound_says_by_how_many(monkeypatch, weighed):
+    config = default('autoencoders.vae')
+    config.vae.weighed = weighed
+    program = Program(config, create(config))
+    found = {'iw_bound': np.zeros(config.batch_size, np.float32)}
+    monkeypatch.setattr(Program, 'evaluate', lambda *_: found)
+    (row,) = judge.per_example(program, None).values()
+    assert row.get('settings') == ({'vae': {'weighed': 7}} if weighed else None)
+
+
 def test_a_step_is_evaluated_once_all_that_is_asked_for_is_there(tmp_path):
     config = in_training(**{'eval.every_metrics': ('per_example', 'fid')})
     trials = evaluate.Trials(Program(config, create(config)), tmp_path)

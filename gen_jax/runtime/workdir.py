@@ -33,6 +33,7 @@ FREE = (
     'guide',
     'latent.workdir',  # the first stage is in the state once it has begun
     'likelihood',
+    'vae.weighed',  # of evaluations alone
     'mesh',
     'data.eval_split',
     'data.tfds_dir',

@@ -34,6 +34,16 @@ def test_a_name_too_long_for_a_folder_is_told(tmp_path):
         workdir.check(ml_collections.ConfigDict(), folder)
 
 
+def test_what_evaluations_alone_ask_for_is_free(tmp_path):
+    config = default('autoencoders.vae')
+    workdir.claim(config, tmp_path)
+    config.vae.weighed = 500
+    workdir.check(config, tmp_path)
+    config.vae.beta = 2.0
+    with pytest.raises(UserError, match=r'belongs to another config: config\.vae\.beta was 1\.0'):
+        workdir.check(config, tmp_path, after_training=True)
+
+
 def test_a_field_that_came_after_a_run_is_its_default(tmp_path):
     config = default('diffusion.continuous', network='song')  # whose defaults are not the unet's
     workdir.claim(config, tmp_path)
