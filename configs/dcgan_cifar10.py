@@ -9,8 +9,7 @@ Cost: 200,000 steps of 2 x 64 images.
 Plan: on 8 chips of v5e, 0.093 hours at best (0.74 chip-hours); 0.17 GiB a chip (docs/plan.md).
 Networks: 3,812,355 and 2,931,009 parameters.
 StudioGAN: FID 48.29, Inception score 6.11.
-Ours: not trained here. The networks agree with StudioGAN's
-(tests/parity/test_gan_resnets.py).
+Ours: not trained here. The networks agree with StudioGAN's (tests/parity/test_gan_resnets.py).
 StudioGAN's numbers are of its best checkpoint, trained in mixed precision and sampled with standing
 statistics, and of images that Pillow's bilinear filter enlarges for Inception. Here samples are of
 the last, in float32, with running statistics (--config.sample.standing=N: standing ones), and

@@ -339,11 +339,10 @@ def test_stylegan2_is_explored_by_every_task(tmp_path, capsys):
     mixed = made['mixing']['images'].astype(float)  # [rows, columns, 16, 16, 3]
     assert mixed.shape == (2, 3, 16, 16, 3)
     assert all(np.ptp(mixed, axis).max() > 2 for axis in (0, 1))
-    # With psi 0 every row is the image of the mean w, but for its label; with 1 they are as drawn.
+    # With psi 0 every row is the image of the mean w, of which labels say nothing more.
     cut = made['truncation']['images'].astype(float)
-    assert np.abs(cut[:, 0] - cut[:, -1]).max() > 2
-    near = np.abs(cut[:, 0] - cut[:, 1]).mean(), np.abs(cut[:, 0] - cut[:, -1]).mean()
-    assert near[0] < near[1]
+    np.testing.assert_array_equal(cut[0, 0], cut[1, 0])
+    assert np.abs(cut[0, -1] - cut[1, -1]).max() > 2
     found = made['project']
     assert (found['distance'] < found['start_distance']).all()
     directions = made['principal']['directions']

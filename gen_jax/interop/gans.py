@@ -103,7 +103,7 @@ def _variables(config, game, player: str, path: Path, shapes: dict) -> dict:
     if jax.tree.map(jnp.shape, variables) != jax.tree.map(lambda x: x.shape, shapes):
         raise UserError(
             f'{path} is of other images than config.data.image_size={size}, '
-            f'config.data.channels={config.data.channels}: expected the weights of its config'
+            f'config.data.channels={config.data.channels}: set these to what it is of'
         )
     return jax.tree.map(jnp.asarray, variables)
 

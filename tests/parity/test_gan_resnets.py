@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gan_weights import gan_weights
 
 from gen_jax.errors import UserError
 from gen_jax.gans import biggan, deep_conv, resnet
@@ -80,21 +81,7 @@ class Recorded:
         return make(shared_dim=shared, hierarchical=shared > 0, **fields)
 
     def weights(self, side):
-        """As record/gan_resnets.py fills them."""
-        weights = golden.filled({name: tuple(x) for name, x in self.shapes[side].items()})
-        for name, x in weights.items():
-            if name.endswith('_var'):
-                weights[name] = np.abs(x) + 0.5
-        gammas = [name for name in self.gammas(side) if name not in weights]
-        return weights | {name: np.float32(0.7) for name in gammas}
-
-    def gammas(self, side):
-        """Numbers without an axis, which the rule leaves out."""
-        return {
-            name.replace('theta.weight', 'gamma')
-            for name in self.shapes[side]
-            if name.endswith('.theta.weight')
-        }
+        return gan_weights(self.shapes[side])
 
     def read(self, side, weights):
         read = from_studiogan if self.is_studios else from_biggan

@@ -6,6 +6,7 @@ import golden
 import jax
 import numpy as np
 import pytest
+from gan_weights import gan_weights
 from safetensors.numpy import save_file
 from styled import equalized
 
@@ -57,14 +58,7 @@ def resnet(case, **data):
     config.data.update({'num_classes': classes, **data})
 
     def weights(side, times):
-        tensors = golden.filled({k: tuple(x) for k, x in told['shapes'][side].items()})
-        # Numbers without an axis are left out of the recorded shapes.
-        gammas = [
-            k.replace('theta.weight', 'gamma') for k in tensors if k.endswith('.theta.weight')
-        ]
-        tensors |= {k: np.float32([0.7]) for k in gammas if k not in tensors}
-        tensors = {k: np.abs(x) if k.endswith('_var') else x for k, x in tensors.items()}
-        return {k: np.float32(times) * np.asarray(x, np.float32) for k, x in tensors.items()}
+        return {k: np.float32(times * x) for k, x in gan_weights(told['shapes'][side]).items()}
 
     return config, {'G': weights('g', 1), 'G_ema': weights('g', 2), 'D': weights('d', 1)}, read
 
@@ -232,7 +226,7 @@ def test_refuses_a_discriminator_of_other_images(tmp_path):
         state_of(config)
 
 
-def test_what_a_deep_network_lacks_is_one_line(tmp_path):
+def test_what_a_deep_network_lacks_is_one_line():
     _, sets, _ = resnet('sngan')
     deep = adversarial.game_of(configured('biggan_imagenet:deep', channels=8, latent_dim=6))
     for net, weights in zip(deep[:2], (sets['G'], sets['D']), strict=True):
