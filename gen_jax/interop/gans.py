@@ -66,8 +66,14 @@ def players(path: Path) -> dict[str, Path]:
     """{'G', 'G_ema', 'D': its file}; of a single file, a generator's.
 
     Raises:
-      UserError: a folder has no generator, or several and nothing that says which is meant.
+      UserError: there is nothing; or a folder has no generator, or several and nothing that says
+        which is meant.
     """
+    if not path.exists():
+        raise UserError(
+            f"config.init_from='{path}' is not there: expected a generator's file, or a folder of "
+            'G_ema.pth, G.pth and D.pth'
+        )
     if not path.is_dir():
         return {'G_ema': path}
     sets = {}  # {what stands behind a player's name: {player: file}}

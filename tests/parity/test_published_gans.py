@@ -212,6 +212,15 @@ def test_refuses_folders_in_one_line(tmp_path, changes, files, message):
         state_of(config)
 
 
+def test_a_missing_file_is_one_line(tmp_path):
+    config = configured('stylegan2_cifar10:tiny')
+    config.init_from = str(tmp_path / 'G.pth')
+    with pytest.raises(
+        UserError, match=r"config\.init_from='.*G\.pth' is not there: expected a gen"
+    ):
+        state_of(config)
+
+
 def test_refuses_a_discriminator_of_other_images(tmp_path):
     """The authors' tells its size by its names."""
     told = json.loads(str(golden.load('stylegan2')['d_resnet.told']))
